@@ -1,0 +1,82 @@
+r"""Advantages for a policy that draws its action as a small tree, with a critic Q(s, root choice).
+
+Legend: T steps, K environments. The root head ``o`` is drawn first, the other heads after it.
+
+A critic Q(s, o) is the wrong baseline for the root head itself: the better it gets, the closer
+
+.. math:: \sum_o \nabla\pi(o|s)\,\bigl(Q^\pi(s,o) - Q(s,o)\bigr) \to 0,
+
+so the root head stops learning. It is the right baseline for whatever is drawn *after* the root. Hence the root head
+gets the advantage over V(s), the others the advantage over Q(s, o)::
+
+    V(s)  = sum over the allowed o of pi(o|s) Q(s,o)     at rollout time
+    d_t   = r_t + gamma V(s_t+1) - V(s_t)
+    A_root      = GAE(d)
+    A_dependent = A_root - [Q(s_t, o_t) - V(s_t)]
+    target of Q(s_t, o_t) = A_root + V(s_t)
+
+GAE is Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Advantages(NamedTuple):
+    """Advantages and value targets of one rollout, each [T, K]; 0 at rows that are not valid."""
+
+    root: Tensor
+    """For the root head: over V(s)."""
+    dependent: Tensor
+    """For every head drawn after the root: over Q(s, root choice)."""
+    targets: Tensor
+    """What Q(s, stored root choice) learns; also the λ-return estimate of V(s)."""
+
+
+def compute_advantages(
+    *,
+    rewards: Tensor,
+    state_values: Tensor,
+    chosen_values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Advantages:
+    """Advantages of all environments at once; see the module for the equations.
+
+    An episode that *terminated* has no future, so nothing is bootstrapped. One that was *truncated* would have gone on,
+    so the value of its final observation stands in for the rest. No chain of differences crosses either.
+
+    Args:
+        rewards: r_t, [T, K].
+        state_values: V(s_t), [T, K].
+        chosen_values: Q(s_t, root choice taken), [T, K].
+        next_values: V of the state that followed the step, [T, K]: of the *final* observation where the episode was
+            truncated, never of the first observation of the next episode. Ignored where it terminated.
+        terminated: Whether the step ended its episode for good, [T, K] bool.
+        truncated: Whether the step was the last before a time limit, [T, K] bool.
+        valid: False for rows that belong to no episode (the reset row of next-step autoreset), [T, K] bool.
+        gamma: Discount a step, in [0, 1].
+        gae_lambda: 0 for one-step differences, 1 for Monte Carlo.
+    """
+    bootstrap = torch.where(terminated, 0.0, next_values)
+    differences = torch.where(valid, rewards + gamma * bootstrap - state_values, 0.0)
+    decay = gamma * gae_lambda * (~(terminated | truncated) & valid)
+
+    root = torch.zeros_like(differences)
+    following = torch.zeros_like(differences[0])
+    for t in reversed(range(len(differences))):
+        following = torch.addcmul(differences[t], decay[t], following, out=root[t])
+
+    return Advantages(
+        root=root,
+        dependent=torch.where(valid, root - (chosen_values - state_values), 0.0),
+        targets=torch.where(valid, root + state_values, 0.0),
+    )

@@ -1,0 +1,102 @@
+"""Advantages against a slow, obvious reference, with both kinds of ending and invalid rows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper.simic.advantages import compute_advantages
+
+
+def reference(rollout: dict[str, torch.Tensor], gamma: float, gae_lambda: float) -> list[list[tuple]]:
+    """GAE written out as its definition: for each step, the discounted sum of the differences of its own episode."""
+    steps, envs = rollout["rewards"].shape
+    number = {name: tensor.tolist() for name, tensor in rollout.items()}
+    rows: list[list[tuple]] = [[(0.0, 0.0, 0.0)] * envs for _ in range(steps)]
+    for k in range(envs):
+        for start in range(steps):
+            if not number["valid"][start][k]:
+                continue
+            advantage, weight = 0.0, 1.0
+            for t in range(start, steps):
+                if not number["valid"][t][k]:
+                    break
+                after = 0.0 if number["terminated"][t][k] else number["next_values"][t][k]
+                difference = number["rewards"][t][k] + gamma * after - number["state_values"][t][k]
+                advantage += weight * difference
+                if number["terminated"][t][k] or number["truncated"][t][k]:
+                    break
+                weight *= gamma * gae_lambda
+            value, chosen = number["state_values"][start][k], number["chosen_values"][start][k]
+            rows[start][k] = (advantage, advantage - (chosen - value), advantage + value)
+    return rows
+
+
+@st.composite
+def rollouts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    """A random rollout [T, K] whose invalid rows follow an ended episode, as next-step autoreset makes them."""
+    steps, envs = draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    rollout = {
+        name: torch.randn(steps, envs, generator=generator)
+        for name in ("rewards", "state_values", "chosen_values", "next_values")
+    }
+    terminated = torch.rand(steps, envs, generator=generator) < 0.2
+    truncated = torch.rand(steps, envs, generator=generator) < 0.2
+    valid = torch.ones(steps, envs, dtype=torch.bool)
+    if draw(st.booleans()):
+        for t in range(1, steps):
+            valid[t] = ~((terminated[t - 1] | truncated[t - 1]) & valid[t - 1])
+        terminated &= valid
+        truncated &= valid
+    return {**rollout, "terminated": terminated, "truncated": truncated, "valid": valid}
+
+
+@settings(max_examples=200, deadline=None)
+@given(rollouts(), st.sampled_from([0.0, 0.9, 1.0]), st.sampled_from([0.0, 0.95, 1.0]))
+def test_equals_the_slow_reference(rollout: dict[str, torch.Tensor], gamma: float, gae_lambda: float) -> None:
+    got = compute_advantages(**rollout, gamma=gamma, gae_lambda=gae_lambda)
+    expected = torch.tensor(reference(rollout, gamma, gae_lambda))
+    torch.testing.assert_close(torch.stack(got, dim=-1), expected, atol=1e-5, rtol=1e-5)
+
+
+def single_step(**changes: float | bool) -> torch.Tensor:
+    """The advantages (root, dependent, target) of one step, with V = 2, Q = 3, next V = 10, reward 1, γ = 0.5."""
+    numbers = {"rewards": 1.0, "state_values": 2.0, "chosen_values": 3.0, "next_values": 10.0}
+    flags = {"terminated": False, "truncated": False, "valid": True}
+    row = {name: torch.tensor([[value]]) for name, value in {**numbers, **flags, **changes}.items()}
+    return torch.stack(compute_advantages(**row, gamma=0.5, gae_lambda=0.95)).flatten()
+
+
+def test_only_termination_cuts_the_future_off() -> None:
+    assert single_step(truncated=True).tolist() == [4.0, 3.0, 6.0]
+    assert single_step(terminated=True).tolist() == [-1.0, -2.0, 1.0]
+
+
+def test_a_terminal_step_never_reads_its_next_value() -> None:
+    assert single_step(terminated=True, next_values=math.nan).tolist() == [-1.0, -2.0, 1.0]
+
+
+def test_an_invalid_row_is_zero_whatever_it_holds() -> None:
+    garbage = {"rewards": math.nan, "state_values": math.inf, "next_values": math.nan}
+    assert single_step(valid=False, **garbage).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_no_chain_crosses_an_end(end: str) -> None:
+    """A huge reward after the end changes nothing before it."""
+    def advantages(later_reward: float) -> torch.Tensor:
+        zeros, flags = torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.bool)
+        ends = {"terminated": flags.clone(), "truncated": flags.clone()}
+        ends[end][1] = True
+        return compute_advantages(
+            rewards=torch.tensor([[0.0], [1.0], [later_reward]]),
+            state_values=zeros, chosen_values=zeros, next_values=zeros, valid=~flags, **ends, gamma=1.0, gae_lambda=1.0,
+        ).root  # fmt: skip
+
+    assert torch.equal(advantages(0.0)[:2], advantages(1e6)[:2])
+    assert advantages(0.0)[:2].flatten().tolist() == [1.0, 1.0]

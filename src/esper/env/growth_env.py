@@ -1,0 +1,331 @@
+"""Growth as a reinforcement-learning environment: K networks that train side by side, one decision an interval.
+
+    envs = gymnasium.make_vec("esper/Growth-v0", num_envs=8, vectorization_mode="vector_entry_point", task="mnist1d")
+
+An episode is one host's training run with a fixed number of decisions; it ends by ``terminated``, since the objective
+J = score_T − rent · log2(params_T / params_host) is a finite-horizon one and the observation holds the progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+
+from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
+from esper.env.engine.base import Engine, RowReport
+from esper.env.engine.loop import LoopEngine, build_episode_host
+from esper.env.engine.parallel import ParallelEngine
+from esper.env.episode import NO_VARIANTS, Episode, Variants
+from esper.env.reward import Objective, RewardConfig
+from esper.lifecycle import IllegalMoveError
+from esper.observation import encode, feature_bounds, size_ratio
+from esper.tasks import Task, get_task
+
+
+def observation_space(num_slots: int) -> spaces.Dict:
+    """``features`` [24 + 34·S], ``blueprints`` [S] and ``action_mask`` {head: [...]} of one environment."""
+    low, high = feature_bounds(num_slots)
+    return spaces.Dict(
+        {
+            "features": spaces.Box(low, high, dtype=np.float32),
+            "blueprints": spaces.Box(-1, len(BLUEPRINT_NAMES) - 1, (num_slots,), dtype=np.int64),
+            "action_mask": spaces.Dict(
+                {name: spaces.Box(0, 1, shape, dtype=np.bool_) for name, shape in mask_shapes(num_slots).items()}
+            ),
+        }
+    )
+
+
+def mask_shapes(num_slots: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every head's mask: op ``[O]``, slot ``[O, S]``, blueprint ``[S, 13]``, the rest ``[n]``."""
+    sizes = HEADS.sizes(num_slots)
+    conditional = {"slot": (sizes["op"], num_slots), "blueprint": (num_slots, sizes["blueprint"])}
+    return {name: conditional.get(name, (size,)) for name, size in sizes.items()}
+
+
+def action_space(num_slots: int) -> spaces.Dict:
+    """One discrete choice a head."""
+    return spaces.Dict({name: spaces.Discrete(size) for name, size in HEADS.sizes(num_slots).items()})
+
+
+class GrowthVectorEnv(VectorEnv):
+    """K growing networks as one Gymnasium ``VectorEnv``.
+
+    Args:
+        num_envs: Number of hosts K.
+        task: Name of a task, or a task.
+        reward: Kind of reward, rent, and the price of a rollback.
+        budget: Cap on added parameters; ``None`` for no cap.
+        blueprints: Names of the blueprints that may be germinated; all others are masked.
+        variants: Ranges from which each episode draws its conditions.
+        autoreset_mode: ``SAME_STEP`` (default; the last observation is in ``infos["final_obs"]``) or ``NEXT_STEP``.
+        num_workers: Processes over which the hosts are spread; 1 stays in this process. Results do not depend on it.
+
+    ``infos`` holds ``action_mask`` (as in the observation), ``score``, ``added_params``, ``train_samples_seen``,
+    ``conditions`` (what this episode drew) and, where an episode has ended, ``episode_metrics`` (``J``, ``score``,
+    ``added_params``, ``penalty``) with the mask ``_episode_metrics``.
+
+    Raises:
+        ValueError: For an unknown task, blueprint or autoreset mode.
+        IllegalMoveError: From ``step`` for an action that the mask forbids; no host has been touched then.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        task: str | Task = "mnist1d",
+        *,
+        reward: RewardConfig | None = None,
+        budget: int | None = None,
+        blueprints: Sequence[str] = BLUEPRINT_NAMES,
+        variants: Variants = NO_VARIANTS,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        num_workers: int = 1,
+    ) -> None:
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            raise ValueError("autoreset_mode must be SAME_STEP or NEXT_STEP; hosts end their episodes at different times")
+        unknown = sorted(set(blueprints) - set(BLUEPRINT_NAMES))
+        if unknown:
+            raise ValueError(f"unknown blueprint(s) {unknown}; choose among {', '.join(BLUEPRINT_NAMES)}")
+        self.task = get_task(task) if isinstance(task, str) else task
+        self.num_envs = num_envs
+        self.reward_config = reward or RewardConfig()
+        self.budget, self.variants = budget, variants
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.num_slots = len(self.task.slots)
+        self.single_observation_space = observation_space(self.num_slots)
+        self.single_action_space = action_space(self.num_slots)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.engine = self._make_engine(tuple(blueprints), num_workers)
+        host = build_episode_host(self.task, Variants().draw(self.task, 0, rent=0.0, budget=None, host_params=1))
+        self._host_params = sum(p.numel() for p in host.parameters())
+        self._entropy: list[int] = []
+        self._episode_counts = [0] * num_envs
+        self._episodes: list[Episode] = []
+        self._objectives: list[Objective] = []
+        self._reports: list[RowReport] = []
+        self._actions: list[list[Decision]] = [[] for _ in range(num_envs)]
+        self._reset_next = np.zeros(num_envs, dtype=bool)
+
+    def _make_engine(self, blueprints: tuple[str, ...], num_workers: int) -> Engine:
+        make = partial(LoopEngine, self.task, blueprints=blueprints)
+        if num_workers == 1:
+            return make(self.num_envs)
+        return ParallelEngine(make, self.num_envs, min(num_workers, self.num_envs), self.task.slots)
+
+    # ------------------------------------------------------------------ Gymnasium
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Begin a new episode in every row.
+
+        Args:
+            seed: One seed (row i gets its own stream from it), or one a row. ``None`` goes on with the streams there are.
+            options: ``{"episode_seeds": [K ints]}`` begins exactly these episodes, as an evaluation needs them;
+                ``{"reset_mask": bool [K]}`` resets only the rows that are True.
+        """
+        options = options or {}
+        rows = np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs, dtype=bool))).tolist()
+        if seed is not None or not self._entropy:
+            self._seed(seed)
+        episode_seeds = options.get("episode_seeds")
+        if episode_seeds is not None and len(episode_seeds) != self.num_envs:
+            raise ValueError(f"expected {self.num_envs} episode_seeds, one a row, got {len(episode_seeds)}")
+        self._begin(rows, episode_seeds)
+        return self._observe(), self._info()
+
+    def step(self, actions: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One decision for every host, then one interval of training each."""
+        if not self._reports:
+            raise RuntimeError("step() was called before reset(); call reset() first")
+        decisions = self._decisions(actions)
+        waking = np.flatnonzero(self._reset_next).tolist()
+        stepping = [row for row in range(self.num_envs) if not self._reset_next[row]]
+        if waking:
+            self._begin(waking)
+        for row, report in self.engine.step({row: decisions[row] for row in stepping}).items():
+            self._reports[row] = report
+            self._actions[row].append(decisions[row])
+        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        for row in stepping:
+            reading = self._reports[row].reading
+            terminated[row] = reading.decision >= self._episodes[row].horizon
+            rewards[row] = self._objectives[row].reward(
+                self._reports[row].score, size_ratio(reading), rolled_back=reading.rolled_back, done=terminated[row]
+            )
+        info = self._info()
+        if terminated.any():
+            info |= self._final_info(terminated)
+            if self.autoreset_mode is AutoresetMode.SAME_STEP:
+                info |= {"final_obs": self._rows_observed(terminated), "_final_obs": terminated}
+                self._begin(np.flatnonzero(terminated).tolist())
+                info |= self._info()
+        self._reset_next = terminated if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(terminated)
+        return self._observe(), rewards, terminated, np.zeros_like(terminated), info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the workers."""
+        self.engine.close()
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on bit for bit, as plain JSON data: the episodes and the actions taken in them.
+
+        Episodes are deterministic, so :meth:`load_state_dict` replays the actions.
+        """
+        return {
+            "entropy": list(self._entropy),
+            "episode_counts": list(self._episode_counts),
+            "episode_seeds": [episode.seed for episode in self._episodes],
+            "actions": [[d.to_mapping() for d in actions] for actions in self._actions],
+            "reset_next": self._reset_next.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Restore :meth:`state_dict` and return the observation that belongs to it."""
+        if len(state["episode_seeds"]) != self.num_envs:
+            raise ValueError(f"the state is of {len(state['episode_seeds'])} environments, this one has {self.num_envs}")
+        self._entropy = list(state["entropy"])
+        self._begin(list(range(self.num_envs)), state["episode_seeds"])
+        self._episode_counts = list(state["episode_counts"])
+        histories = [[Decision.from_mapping(a) for a in actions] for actions in state["actions"]]
+        for t in range(max(map(len, histories), default=0)):
+            decisions = {row: history[t] for row, history in enumerate(histories) if t < len(history)}
+            for row, report in self.engine.step(decisions).items():
+                self._reports[row] = report
+                self._objectives[row].reward(
+                    report.score, size_ratio(report.reading), rolled_back=report.reading.rolled_back, done=False
+                )
+        self._actions = histories
+        self._reset_next = np.array(state["reset_next"], dtype=bool)
+        return self._observe()
+
+    def test_scores(self) -> np.ndarray:
+        """Score of every row's network on test data, ``[K]``. Test data is for the final evaluation only."""
+        scores = self.engine.test_scores(range(self.num_envs))
+        return np.array([scores[row] for row in range(self.num_envs)])
+
+    @property
+    def reports(self) -> list[RowReport]:
+        """The latest raw report of every row, for figures and logs."""
+        return self._reports
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """The running episode of every row."""
+        return self._episodes
+
+    # ------------------------------------------------------------------ pieces
+
+    def _seed(self, seed: int | Sequence[int] | None) -> None:
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        if isinstance(seed, (int, np.integer)):
+            self._entropy = [int(s) for s in np.random.SeedSequence(int(seed)).generate_state(self.num_envs)]
+        elif len(seed) == self.num_envs:
+            self._entropy = [int(s) for s in seed]
+        else:
+            raise ValueError(f"expected one seed or {self.num_envs}, got {len(seed)}")
+        self._episode_counts = [0] * self.num_envs
+
+    def _begin(self, rows: Sequence[int], episode_seeds: Sequence[int] | None = None) -> None:
+        """Begin the next episode of each of these rows (or the one with the given seed)."""
+        if not self._reports:
+            self._episodes = [None] * self.num_envs  # type: ignore[list-item]
+            self._objectives = [None] * self.num_envs  # type: ignore[list-item]
+            self._reports = [None] * self.num_envs  # type: ignore[list-item]
+        for row in rows:
+            if episode_seeds is not None:
+                seed = int(episode_seeds[row])
+            else:
+                seed = int(np.random.SeedSequence([self._entropy[row], self._episode_counts[row]]).generate_state(1)[0])
+            self._episode_counts[row] += 1
+            episode = self.variants.draw(
+                self.task, seed, rent=self.reward_config.rent, budget=self.budget, host_params=self._host_params
+            )
+            self._episodes[row] = episode
+            self._objectives[row] = Objective(self.reward_config, episode.rent)
+            self._actions[row] = []
+            self._reset_next[row] = False
+        for row, report in self.engine.reset({row: self._episodes[row] for row in rows}).items():
+            self._reports[row] = report
+
+    def _decisions(self, actions: Mapping[str, Any]) -> list[Decision]:
+        missing = [name for name in HEADS.names if name not in actions]
+        if missing:
+            raise ValueError(f"expected an action for every head {list(HEADS.names)}, missing {missing}")
+        arrays = {name: np.asarray(actions[name]).reshape(-1) for name in HEADS.names}
+        for name, array in arrays.items():
+            if len(array) != self.num_envs:
+                raise ValueError(f"expected {self.num_envs} choices for head '{name}', got {len(array)}")
+        decisions = [Decision(**{n: int(arrays[n][row]) for n in HEADS.names}) for row in range(self.num_envs)]
+        for row, decision in enumerate(decisions):
+            if not self._reset_next[row]:
+                check_allowed(decision, self._reports[row].masks, row)
+        return decisions
+
+    def _observe(self) -> dict[str, Any]:
+        encoded = [encode(report.reading) for report in self._reports]
+        return {
+            "features": np.stack([features for features, _ in encoded]),
+            "blueprints": np.stack([blueprints for _, blueprints in encoded]),
+            "action_mask": self._masks(),
+        }
+
+    def _rows_observed(self, rows: np.ndarray) -> np.ndarray:
+        """Object array [K]: the observation of each chosen row, ``None`` elsewhere (Gymnasium's form of final_obs)."""
+        observed = np.full(self.num_envs, None, dtype=object)
+        for row, observation in enumerate(iterate(self.observation_space, self._observe())):
+            if rows[row]:
+                observed[row] = observation
+        return observed
+
+    def _masks(self) -> dict[str, np.ndarray]:
+        return {name: np.stack([report.masks[name] for report in self._reports]) for name in HEADS.names}
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "action_mask": self._masks(),
+            "score": np.array([report.score for report in self._reports]),
+            "added_params": np.array([report.reading.added_params for report in self._reports]),
+            "train_samples_seen": np.array([report.train_samples_seen for report in self._reports]),
+            "conditions": {k: np.array([e.info()[k] for e in self._episodes]) for k in self._episodes[0].info()},
+        }
+
+    def _final_info(self, ended: np.ndarray) -> dict[str, Any]:
+        metrics = {
+            "J": np.array([objective.potential for objective in self._objectives]),
+            "score": np.array([report.score for report in self._reports]),
+            "added_params": np.array([float(report.reading.added_params) for report in self._reports]),
+            "penalty": np.array([objective.penalty for objective in self._objectives]),
+        }
+        return {"episode_metrics": metrics, "_episode_metrics": ended}
+
+
+def check_allowed(decision: Decision, masks: Mapping[str, np.ndarray], row: int) -> None:
+    """Raise ``IllegalMoveError`` (naming head and row) unless the masks of this row allow the decision."""
+    choices = decision.to_mapping()
+    for head in HEADS:
+        if not all(choices[a] in allowed for a, allowed in head.used_when.items()):
+            continue
+        mask = masks[head.name]
+        if mask.ndim == 2:
+            mask = mask[choices[str(head.parent)]]
+        choice = choices[head.name]
+        if not (0 <= choice < len(mask) and mask[choice]):
+            raise IllegalMoveError(
+                f"environment {row}: choice {choice} of head '{head.name}' is not allowed now (allowed: "
+                f"{np.flatnonzero(mask).tolist()}); choose among what the action mask allows"
+            )

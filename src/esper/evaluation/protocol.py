@@ -1,0 +1,126 @@
+"""How a policy is judged: the same episodes for every policy, and test data touched once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from esper.actions import BLUEPRINT_NAMES
+from esper.env.growth_env import GrowthVectorEnv
+from esper.lifecycle import Op
+from esper.tamiyo.policy.base import Policy
+
+OnDecision = Callable[[int, int], None]
+"""Called with (decisions done, decisions in all) while episodes run."""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What one episode came to, with its growth decision by decision (index 0: before the first decision)."""
+
+    task: str
+    arm: str
+    seed: int
+    J: float
+    """Objective on validation data: score − rent · log2(parameters / host parameters) − penalties."""
+    score: float
+    """Validation score of the final network, in [0, 1]."""
+    test_score: float
+    """Test score of the final network, in [0, 1]."""
+    host_params: int
+    added_params: int
+    train_samples_seen: int
+    scores: list[float]
+    """Validation score after every decision, [T + 1]."""
+    sizes: list[int]
+    """Added parameters after every decision, [T + 1]."""
+    slots: dict[str, list[tuple[str, str | None, float]]]
+    """Slot name → (stage, blueprint, alpha) after every decision, [T + 1]."""
+    ops: list[str]
+    """Op taken at every decision, [T]."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+class _Recorder:
+    """Collects what every row shows, decision by decision."""
+
+    def __init__(self, env: GrowthVectorEnv) -> None:
+        self.env = env
+        self.scores: list[list[float]] = [[] for _ in range(env.num_envs)]
+        self.sizes: list[list[int]] = [[] for _ in range(env.num_envs)]
+        self.ops: list[list[str]] = [[] for _ in range(env.num_envs)]
+        self.slots: list[dict[str, list[tuple[str, str | None, float]]]] = [
+            {name: [] for name in env.task.slots} for _ in range(env.num_envs)
+        ]
+
+    def record(self, row: int) -> None:
+        reading = self.env.reports[row].reading
+        self.scores[row].append(reading.scores[-1])
+        self.sizes[row].append(reading.added_params)
+        for name, slot in zip(self.env.task.slots, reading.slots, strict=True):
+            blueprint = BLUEPRINT_NAMES[slot.blueprint] if slot.blueprint >= 0 else None
+            self.slots[row][name].append((slot.stage.name, blueprint, slot.alpha))
+
+
+def run_episodes(
+    env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int], *, arm: str, on_decision: OnDecision | None = None
+) -> list[EpisodeResult]:
+    """Let ``policy`` steer one episode for each of the ``seeds``, one a row of ``env``; results in their order.
+
+    Raises:
+        ValueError: When ``env`` has another number of rows than there are seeds, or resets itself within a step.
+    """
+    if env.autoreset_mode is not AutoresetMode.NEXT_STEP:
+        raise ValueError("run_episodes needs an environment with autoreset_mode NEXT_STEP, which keeps the final networks")
+    if len(seeds) != env.num_envs:
+        raise ValueError(f"expected one seed for each of the {env.num_envs} rows, got {len(seeds)}")
+    observation, _ = env.reset(seed=0, options={"episode_seeds": list(seeds)})
+    policy.reset(env.num_envs, seed=int(np.random.SeedSequence(list(seeds)).generate_state(1)[0]))
+    recorder = _Recorder(env)
+    for row in range(env.num_envs):
+        recorder.record(row)
+    horizon = env.episodes[0].horizon
+    if any(episode.horizon != horizon for episode in env.episodes):
+        raise ValueError("run_episodes needs episodes of one length; evaluate variants of the horizon one at a time")
+    info: dict[str, Any] = {}
+    for decision in range(horizon):
+        actions = policy.act(observation)
+        observation, _, _, _, info = env.step(actions)
+        for row in range(env.num_envs):
+            recorder.ops[row].append(Op(int(actions["op"][row])).name)
+            recorder.record(row)
+        if on_decision is not None:
+            on_decision(decision + 1, horizon)
+    final = info["episode_metrics"]
+    test_scores = env.test_scores()
+    return [
+        EpisodeResult(
+            task=env.task.name,
+            arm=arm,
+            seed=int(seeds[row]),
+            J=float(final["J"][row]),
+            score=float(final["score"][row]),
+            test_score=float(test_scores[row]),
+            host_params=env.reports[row].reading.host_params,
+            added_params=env.reports[row].reading.added_params,
+            train_samples_seen=env.reports[row].train_samples_seen,
+            scores=recorder.scores[row],
+            sizes=recorder.sizes[row],
+            slots=recorder.slots[row],
+            ops=recorder.ops[row],
+        )
+        for row in range(env.num_envs)
+    ]
+
+
+def evaluation_seeds(count: int, *, seed: int, purpose: str) -> list[int]:
+    """``count`` episode seeds that depend only on ``seed`` and ``purpose`` ("validation", "test", …)."""
+    entropy = [seed, *purpose.encode()]
+    return [int(s) for s in np.random.SeedSequence(entropy).generate_state(count)]

@@ -1,0 +1,133 @@
+"""Tables of action heads: an action as a small tree of dependent, masked, discrete choices.
+
+A *head* is one discrete choice. Heads are drawn in the order of their table, each conditioned on what was drawn
+before it. The first head is the *root*: the one the critic Q(s, root choice) is conditioned on. This file knows nothing
+of growth; :mod:`esper.actions` is the table of the growth controller, and any user may write another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Head:
+    """One row of a heads table.
+
+    Args:
+        name: Unique name; the key of the head's action, mask and log-probability.
+        num_choices: Number of choices n_h. ``0`` means *one choice a slot*: the head points at the S slots.
+        parent: The head whose choice may condition this head's mask (mask shape ``[B, n_parent, n_h]``).
+        used_when: Ancestor heads and, for each, the choices under which this head is used; the head has no influence
+            otherwise. A head whose parent is unused is unused too. Empty: used whenever its parent is.
+        choices: Names of the choices, for logs and reports.
+
+    Example:
+        >>> verb = Head("verb", 3)
+        >>> item = Head("item", 5, parent="verb", used_when={"verb": (1, 2)})
+        >>> HeadTable([verb, item]).names
+        ('verb', 'item')
+    """
+
+    name: str
+    num_choices: int
+    parent: str | None = None
+    used_when: Mapping[str, Collection[int]] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+
+    @property
+    def points_at_slots(self) -> bool:
+        """True for a head whose choices are the slots."""
+        return self.num_choices == 0
+
+
+class HeadTable(Sequence[Head]):
+    """An ordered, checked table of heads; the first is the root.
+
+    Raises:
+        ValueError: For an empty table, a repeated name, a parent or a ``used_when`` head that does not stand earlier in
+            the table, or a choice outside its head.
+    """
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        self._heads = tuple(heads)
+        if not self._heads:
+            raise ValueError("expected at least one head, got an empty table; the first head is the root")
+        if self._heads[0].parent is not None or self._heads[0].points_at_slots:
+            raise ValueError(f"the first head, '{self._heads[0].name}', is the root: it takes no parent and no slots")
+        seen: dict[str, Head] = {}
+        for head in self._heads:
+            self._check(head, seen)
+            seen[head.name] = head
+        self._by_name = seen
+
+    @staticmethod
+    def _check(head: Head, seen: Mapping[str, Head]) -> None:
+        if head.name in seen:
+            raise ValueError(f"two heads are named '{head.name}'; names must be unique")
+        if head.num_choices < 0:
+            raise ValueError(f"head '{head.name}': num_choices must be 0 (the slots) or more, got {head.num_choices}")
+        if head.choices and len(head.choices) != head.num_choices:
+            raise ValueError(f"head '{head.name}' has {head.num_choices} choices but {len(head.choices)} choice names")
+        if head.parent is not None and head.parent not in seen:
+            raise ValueError(f"head '{head.name}': its parent '{head.parent}' must stand before it in the table")
+        for ancestor, choices in head.used_when.items():
+            if ancestor not in seen:
+                raise ValueError(f"head '{head.name}': used_when names '{ancestor}', which does not stand before it")
+            if seen[ancestor].points_at_slots:
+                raise ValueError(f"head '{head.name}': used_when names '{ancestor}', whose choices are slots")
+            outside = [c for c in choices if not 0 <= c < seen[ancestor].num_choices]
+            if outside:
+                raise ValueError(f"head '{head.name}': used_when names choices {outside} outside head '{ancestor}'")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the heads, in order."""
+        return tuple(self._by_name)
+
+    @property
+    def root(self) -> Head:
+        """The first head."""
+        return self._heads[0]
+
+    def named(self, name: str) -> Head:
+        """The head called ``name``; raises ``KeyError`` when there is none."""
+        return self._by_name[name]
+
+    def sizes(self, num_slots: int) -> dict[str, int]:
+        """Number of choices of every head when there are ``num_slots`` slots."""
+        return {h.name: num_slots if h.points_at_slots else h.num_choices for h in self._heads}
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+        return self._heads[index]
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def __iter__(self) -> Iterator[Head]:
+        return iter(self._heads)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HeadTable) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def to_json(self) -> list[dict]:
+        """The table as plain JSON data; :meth:`from_json` reads it back."""
+        return [
+            {
+                "name": h.name,
+                "num_choices": h.num_choices,
+                "parent": h.parent,
+                "used_when": {k: sorted(v) for k, v in h.used_when.items()},
+                "choices": list(h.choices),
+            }
+            for h in self._heads
+        ]
+
+    @classmethod
+    def from_json(cls, rows: Sequence[Mapping]) -> HeadTable:
+        """The table that :meth:`to_json` wrote."""
+        return cls([Head(**{**row, "choices": tuple(row["choices"])}) for row in rows])

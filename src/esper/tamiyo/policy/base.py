@@ -1,0 +1,110 @@
+"""What a controller of growth is: the ``Policy`` protocol, and a base class for rules.
+
+A policy steers B runs at once. It sees what the environment shows (features, blueprints, action mask) and answers with
+one choice a head. The environment, ``Growth`` and the evaluation all use this one protocol.
+
+Example:
+    A rule of one's own: germinate the first allowed blueprint wherever possible, and let every seed in.
+
+    >>> from esper.lifecycle import Op
+    >>> class Eager(RulePolicy):
+    ...     def decide(self, run):
+    ...         if (choice := run.first_allowed(Op.GERMINATE)) is not None:
+    ...             return choice
+    ...         if (choice := run.first_allowed(Op.ADVANCE)) is not None:
+    ...             return choice
+    ...         return Decision()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from esper.actions import HEAD_NAMES, Decision
+from esper.lifecycle import Op
+from esper.observation import ObservationView
+
+Observation = Mapping[str, Any]
+"""``features`` float ``[B, 24 + 34·S]``, ``blueprints`` int ``[B, S]``, ``action_mask`` {head: bool ``[B, ...]``}."""
+
+Actions = dict[str, np.ndarray]
+"""Head name → int64 ``[B]``."""
+
+
+class Policy(Protocol):
+    """Anything that decides for B runs at once."""
+
+    def reset(self, num_runs: int, seed: int) -> None:
+        """Forget everything: ``num_runs`` new runs begin. ``seed`` drives whatever the policy draws."""
+
+    def act(self, observation: Observation) -> Actions:
+        """One legal decision for each of the B runs."""
+
+
+@dataclass
+class RunView:
+    """What a rule sees of one run at one decision, and what it remembers of it."""
+
+    decision: int = 0
+    """Decisions taken so far in this run."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """The rule's own notes; empty when the run begins."""
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    observation: ObservationView = field(init=False)
+    masks: dict[str, np.ndarray] = field(init=False)
+
+    def allows(self, op: Op, slot: int) -> bool:
+        """Whether ``op`` is legal for ``slot`` now."""
+        return bool(self.masks["op"][op] and self.masks["slot"][op, slot])
+
+    def slots_allowing(self, op: Op) -> list[int]:
+        """The slots for which ``op`` is legal now."""
+        return [s for s in range(self.observation.num_slots) if self.allows(op, s)]
+
+    def blueprints_for(self, slot: int) -> list[int]:
+        """The blueprints that fit ``slot`` and what is left of the budget."""
+        return np.flatnonzero(self.masks["blueprint"][slot]).tolist()
+
+    def first_allowed(self, op: Op) -> Decision | None:
+        """``op`` on the first slot (and with the first blueprint) for which it is legal, or ``None``."""
+        for slot in self.slots_allowing(op):
+            blueprint = self.blueprints_for(slot)[0] if op is Op.GERMINATE else 0
+            return Decision(op, slot, blueprint)
+        return None
+
+
+class RulePolicy(ABC):
+    """A policy written as a rule for one run; :meth:`decide` is all there is to write."""
+
+    def __init__(self) -> None:
+        self._runs: list[RunView] = []
+
+    def reset(self, num_runs: int, seed: int) -> None:
+        """Begin ``num_runs`` new runs; each gets its own random generator, drawn from ``seed``."""
+        children = np.random.SeedSequence(seed).spawn(num_runs)
+        self._runs = [RunView(rng=np.random.default_rng(child)) for child in children]
+
+    @abstractmethod
+    def decide(self, run: RunView) -> Decision:
+        """The decision for one run."""
+
+    def act(self, observation: Observation) -> Actions:
+        """One decision for each run, in order."""
+        features = np.asarray(observation["features"])
+        if len(features) != len(self._runs):
+            raise ValueError(
+                f"expected observations of {len(self._runs)} runs, got {len(features)}; "
+                f"call reset(num_runs={len(features)}, seed=...) when new runs begin"
+            )
+        decisions = []
+        for row, run in enumerate(self._runs):
+            run.observation = ObservationView(features[row], np.asarray(observation["blueprints"][row]))
+            run.masks = {name: np.asarray(observation["action_mask"][name][row]) for name in HEAD_NAMES}
+            decisions.append(self.decide(run).to_mapping())
+            run.decision += 1
+        return {name: np.array([d[name] for d in decisions], dtype=np.int64) for name in HEAD_NAMES}

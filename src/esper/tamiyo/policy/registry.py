@@ -1,0 +1,68 @@
+"""Policies by name: what ``policy="heuristic"`` means everywhere in Esper."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from esper.actions import Decision
+from esper.tamiyo.policy.base import Policy, RulePolicy, RunView
+from esper.tamiyo.policy.learned import LearnedPolicy
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "wait": WaitPolicy,
+    "random": RandomPolicy,
+    "fixed": FixedSchedulePolicy,
+    "heuristic": HeuristicPolicy,
+}
+"""Name → a new policy. Register your own: ``POLICIES["mine"] = MyPolicy``."""
+
+Rule = Callable[[RunView], Decision]
+"""A rule as a plain function: what is seen of one run in, one decision out."""
+
+
+class FunctionPolicy(RulePolicy):
+    """A plain function as a policy."""
+
+    def __init__(self, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def decide(self, run: RunView) -> Decision:
+        """What the function says."""
+        decision = self.rule(run)
+        if not isinstance(decision, Decision):
+            raise TypeError(f"a rule must return an esper.actions.Decision, got {type(decision).__name__}")
+        return decision
+
+
+def make_policy(policy: str | Path | Policy | Rule) -> Policy:
+    """The policy that a user asked for.
+
+    Args:
+        policy: A name in :data:`POLICIES`, the directory of a trained Tamiyo, a policy object, or a function from
+            :class:`~esper.tamiyo.policy.base.RunView` to :class:`~esper.actions.Decision`.
+
+    Raises:
+        ValueError: For a name that is neither known nor a directory; the message gives the nearest names.
+    """
+    if isinstance(policy, (str, Path)):
+        if str(policy) in POLICIES:
+            return POLICIES[str(policy)]()
+        if Path(policy).is_dir():
+            return LearnedPolicy(LSTMPolicyBundle.load(Path(policy)))
+        near = difflib.get_close_matches(str(policy), POLICIES, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "there is no such directory either."
+        raise ValueError(
+            f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, or the directory of a trained policy; {hint}"
+        )
+    if hasattr(policy, "act") and hasattr(policy, "reset"):
+        return policy
+    if callable(policy):
+        return FunctionPolicy(policy)
+    raise TypeError(
+        f"expected a policy name, a directory, an object with reset() and act(), or a function, got {type(policy).__name__}"
+    )

@@ -1,7 +1,7 @@
 """What a controller sees: the observation schema and its encoder, as two tables.
 
-An observation is ``24 + 34·S`` numbers (24 about the run, 34 about each of the S slots) and, for each slot, the index of
-its blueprint (−1 for an empty slot). Adding a field is adding one row. A value that is not known (yet) is encoded as
+An observation is ``24 + 34·S`` numbers (24 about the run, 34 about each of the S slots) and, for each slot, the index
+of its blueprint (−1 for an empty slot). Adding a field is adding one row. A value that is not known (yet) is encoded as
 :data:`UNKNOWN`, which lies outside the range of every known value, never as a silent zero.
 """
 

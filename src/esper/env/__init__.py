@@ -1,0 +1,1 @@
+"""Growth as a reinforcement-learning environment."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -66,6 +67,8 @@ class GrowthVectorEnv(VectorEnv):
         variants: Ranges from which each episode draws its conditions.
         autoreset_mode: ``SAME_STEP`` (default; the last observation is in ``infos["final_obs"]``) or ``NEXT_STEP``.
         num_workers: Processes over which the hosts are spread; 1 stays in this process. Results do not depend on it.
+        on_illegal: What a masked action does: ``"raise"`` (default), or ``"wait"`` for agents that know no masks; then
+            it counts as WAIT and ``infos["illegal"]`` is True for its row.
 
     ``infos`` holds ``action_mask`` (as in the observation), ``score``, ``added_params``, ``train_samples_seen``,
     ``conditions`` (what this episode drew) and, where an episode has ended, ``episode_metrics`` (``J``, ``score``,
@@ -76,7 +79,7 @@ class GrowthVectorEnv(VectorEnv):
         IllegalMoveError: From ``step`` for an action that the mask forbids; no host has been touched then.
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def __init__(
         self,
@@ -89,10 +92,16 @@ class GrowthVectorEnv(VectorEnv):
         variants: Variants = NO_VARIANTS,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         num_workers: int = 1,
+        on_illegal: str = "raise",
     ) -> None:
+        if on_illegal not in ("raise", "wait"):
+            raise ValueError(f"on_illegal must be 'raise' or 'wait', got '{on_illegal}'")
+        self.on_illegal = on_illegal
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         if self.autoreset_mode is AutoresetMode.DISABLED:
-            raise ValueError("autoreset_mode must be SAME_STEP or NEXT_STEP; hosts end their episodes at different times")
+            raise ValueError(
+                "autoreset_mode must be SAME_STEP or NEXT_STEP; hosts end their episodes at different times"
+            )
         unknown = sorted(set(blueprints) - set(BLUEPRINT_NAMES))
         if unknown:
             raise ValueError(f"unknown blueprint(s) {unknown}; choose among {', '.join(BLUEPRINT_NAMES)}")
@@ -100,7 +109,7 @@ class GrowthVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.reward_config = reward or RewardConfig()
         self.budget, self.variants = budget, variants
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.num_slots = len(self.task.slots)
         self.single_observation_space = observation_space(self.num_slots)
         self.single_action_space = action_space(self.num_slots)
@@ -131,7 +140,7 @@ class GrowthVectorEnv(VectorEnv):
         """Begin a new episode in every row.
 
         Args:
-            seed: One seed (row i gets its own stream from it), or one a row. ``None`` goes on with the streams there are.
+            seed: One seed (row i gets its own stream from it), or one a row. ``None`` goes on with the present streams.
             options: ``{"episode_seeds": [K ints]}`` begins exactly these episodes, as an evaluation needs them;
                 ``{"reset_mask": bool [K]}`` resets only the rows that are True.
         """
@@ -145,11 +154,13 @@ class GrowthVectorEnv(VectorEnv):
         self._begin(rows, episode_seeds)
         return self._observe(), self._info()
 
-    def step(self, actions: Mapping[str, Any]) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(
+        self, actions: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision for every host, then one interval of training each."""
         if not self._reports:
             raise RuntimeError("step() was called before reset(); call reset() first")
-        decisions = self._decisions(actions)
+        decisions, illegal = self._decisions(actions)
         waking = np.flatnonzero(self._reset_next).tolist()
         stepping = [row for row in range(self.num_envs) if not self._reset_next[row]]
         if waking:
@@ -164,7 +175,7 @@ class GrowthVectorEnv(VectorEnv):
             rewards[row] = self._objectives[row].reward(
                 self._reports[row].score, size_ratio(reading), rolled_back=reading.rolled_back, done=terminated[row]
             )
-        info = self._info()
+        info = self._info() | {"illegal": illegal}
         if terminated.any():
             info |= self._final_info(terminated)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
@@ -196,7 +207,9 @@ class GrowthVectorEnv(VectorEnv):
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Restore :meth:`state_dict` and return the observation that belongs to it."""
         if len(state["episode_seeds"]) != self.num_envs:
-            raise ValueError(f"the state is of {len(state['episode_seeds'])} environments, this one has {self.num_envs}")
+            raise ValueError(
+                f"the state is of {len(state['episode_seeds'])} environments, this one has {self.num_envs}"
+            )
         self._entropy = list(state["entropy"])
         self._begin(list(range(self.num_envs)), state["episode_seeds"])
         self._episode_counts = list(state["episode_counts"])
@@ -262,7 +275,8 @@ class GrowthVectorEnv(VectorEnv):
         for row, report in self.engine.reset({row: self._episodes[row] for row in rows}).items():
             self._reports[row] = report
 
-    def _decisions(self, actions: Mapping[str, Any]) -> list[Decision]:
+    def _decisions(self, actions: Mapping[str, Any]) -> tuple[list[Decision], np.ndarray]:
+        """The decisions of all rows, and which of them came as illegal actions."""
         missing = [name for name in HEADS.names if name not in actions]
         if missing:
             raise ValueError(f"expected an action for every head {list(HEADS.names)}, missing {missing}")
@@ -271,10 +285,15 @@ class GrowthVectorEnv(VectorEnv):
             if len(array) != self.num_envs:
                 raise ValueError(f"expected {self.num_envs} choices for head '{name}', got {len(array)}")
         decisions = [Decision(**{n: int(arrays[n][row]) for n in HEADS.names}) for row in range(self.num_envs)]
+        illegal = np.zeros(self.num_envs, dtype=bool)
         for row, decision in enumerate(decisions):
-            if not self._reset_next[row]:
-                check_allowed(decision, self._reports[row].masks, row)
-        return decisions
+            complaint = None if self._reset_next[row] else find_illegal(decision, self._reports[row].masks)
+            if complaint is None:
+                continue
+            if self.on_illegal == "raise":
+                raise IllegalMoveError(f"environment {row}: {complaint}")
+            decisions[row], illegal[row] = Decision(), True
+        return decisions, illegal
 
     def _observe(self) -> dict[str, Any]:
         encoded = [encode(report.reading) for report in self._reports]
@@ -314,18 +333,55 @@ class GrowthVectorEnv(VectorEnv):
         return {"episode_metrics": metrics, "_episode_metrics": ended}
 
 
-def check_allowed(decision: Decision, masks: Mapping[str, np.ndarray], row: int) -> None:
-    """Raise ``IllegalMoveError`` (naming head and row) unless the masks of this row allow the decision."""
+def find_illegal(decision: Decision, masks: Mapping[str, np.ndarray]) -> str | None:
+    """What the masks of one environment forbid about ``decision``, in words; ``None`` when it is legal."""
     choices = decision.to_mapping()
     for head in HEADS:
-        if not all(choices[a] in allowed for a, allowed in head.used_when.items()):
+        if not all(choices[ancestor] in used for ancestor, used in head.used_when.items()):
             continue
         mask = masks[head.name]
         if mask.ndim == 2:
             mask = mask[choices[str(head.parent)]]
         choice = choices[head.name]
         if not (0 <= choice < len(mask) and mask[choice]):
-            raise IllegalMoveError(
-                f"environment {row}: choice {choice} of head '{head.name}' is not allowed now (allowed: "
-                f"{np.flatnonzero(mask).tolist()}); choose among what the action mask allows"
+            return (
+                f"choice {choice} of head '{head.name}' is not allowed now (allowed: {np.flatnonzero(mask).tolist()}); "
+                "choose among what the action mask allows"
             )
+    return None
+
+
+class GrowthEnv(gym.Env):
+    """One growing network as an ordinary Gymnasium ``Env``: a :class:`GrowthVectorEnv` of one row.
+
+    Takes the same arguments, but for ``num_envs`` and ``autoreset_mode``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(self, task: str | Task = "mnist1d", render_mode: str | None = None, **kwargs: Any) -> None:
+        self.render_mode = render_mode
+        self.vector_env = GrowthVectorEnv(1, task, autoreset_mode=AutoresetMode.NEXT_STEP, **kwargs)
+        self.observation_space = self.vector_env.single_observation_space
+        self.action_space = self.vector_env.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin a new episode."""
+        super().reset(seed=seed)
+        observation, info = self.vector_env.reset(seed=seed, options=options)
+        return _first(observation), _first(info)
+
+    def step(self, action: Mapping[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One decision, then one interval of training."""
+        batched = {name: np.asarray([choice]) for name, choice in action.items()}
+        observation, reward, terminated, truncated, info = self.vector_env.step(batched)
+        return _first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.vector_env.close()
+
+
+def _first(batched: Any) -> Any:
+    """The first row of a nest of dicts of arrays."""
+    return {k: _first(v) for k, v in batched.items()} if isinstance(batched, dict) else batched[0]

@@ -1,0 +1,1 @@
+"""Engines: how K hosts are trained side by side."""

@@ -57,12 +57,14 @@ def make_policy(policy: str | Path | Policy | Rule) -> Policy:
         near = difflib.get_close_matches(str(policy), POLICIES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "there is no such directory either."
         raise ValueError(
-            f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, or the directory of a trained policy; {hint}"
+            f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, "
+            f"or the directory of a trained policy; {hint}"
         )
     if hasattr(policy, "act") and hasattr(policy, "reset"):
         return policy
     if callable(policy):
         return FunctionPolicy(policy)
     raise TypeError(
-        f"expected a policy name, a directory, an object with reset() and act(), or a function, got {type(policy).__name__}"
+        "expected a policy name, a directory, an object with reset() and act(), or a function, "
+        f"got {type(policy).__name__}"
     )

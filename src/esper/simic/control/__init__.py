@@ -1,0 +1,5 @@
+"""Control of learning: statistics and normalisation."""
+
+from esper.simic.control.normalization import RunningMeanStd
+
+__all__ = ["RunningMeanStd"]

@@ -1,0 +1,100 @@
+"""Running mean and standard deviation of observations.
+
+Shapes: ``...`` any batch, ``shape`` of one observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance of everything seen so far, merged batch by batch in float64.
+
+    Batches are merged by Chan, Golub & LeVeque (1983): with δ = m_B − m, n = n_A + n_B,
+    ``m ← m + δ n_B / n`` and ``M2 ← M2_A + M2_B + δ² n_A n_B / n``. Any split into batches, down to single
+    observations, gives the statistics of the whole.
+
+    Note:
+        :meth:`update` runs in inference mode and :meth:`normalize` on purpose does not. Statistics are facts about data
+        and carry no gradient; normalised observations feed the policy's forward pass, and gradients must flow through.
+
+    Args:
+        shape: Shape of one observation; ``()`` for scalars.
+        epsilon: Added to the variance before the root is taken.
+
+    Example:
+        >>> statistics = RunningMeanStd((2,))
+        >>> statistics.update(torch.tensor([[0.0, 10.0], [2.0, 10.0]]))
+        >>> statistics.normalize(torch.tensor([2.0, 10.0]))
+        tensor([1., 0.])
+    """
+
+    mean: Tensor
+    """float64 ``shape``."""
+    var: Tensor
+    """Population variance, float64 ``shape``; 1 before the first update."""
+    count: Tensor
+    """Number of observations seen, float64 scalar."""
+
+    def __init__(self, shape: Sequence[int] = (), epsilon: float = 1e-8) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.epsilon = epsilon
+        self.register_buffer("mean", torch.zeros(self.shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(self.shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    # Buffers are written in place: a buffer replaced under inference mode would be an inference tensor, and every later
+    # normalize() in training would fail.
+    @torch.inference_mode()
+    def update(self, x: Tensor) -> None:
+        """Merge a batch ``[..., *shape]``; a batch of no observations changes nothing.
+
+        Raises:
+            ValueError: For another shape, or a NaN or infinite number.
+        """
+        self._check_shape(x)
+        if x.numel() == 0:
+            return
+        if not torch.isfinite(x).all():
+            raise ValueError(
+                "expected finite observations, got NaN or infinity; statistics would never recover from it"
+            )
+        batch = x.detach().to(torch.float64).reshape(-1, *self.shape)
+        batch_count = batch.shape[0]
+        batch_var, batch_mean = torch.var_mean(batch, dim=0, correction=0)
+        total = self.count + batch_count
+        delta = batch_mean - self.mean
+        squares = self.var * self.count + batch_var * batch_count + delta**2 * (self.count * batch_count / total)
+        self.mean.add_(delta * (batch_count / total))
+        self.var.copy_(squares / total)
+        self.count.copy_(total)
+
+    def normalize(self, x: Tensor, clip: float = 10.0) -> Tensor:
+        """``(x − mean) / std``, clipped to ``[−clip, clip]``; differentiable, of the shape and type of ``x``.
+
+        Before the first update only the clipping acts.
+
+        Raises:
+            ValueError: For another shape, or numbers that are not floating point.
+        """
+        self._check_shape(x)
+        if not x.is_floating_point():
+            raise ValueError(f"expected floating point observations, got {x.dtype}; use x.float()")
+        # Subtracted in float64: a large offset would otherwise eat the digits that vary.
+        standard = (x.to(torch.float64) - self.mean) * (self.var + self.epsilon).rsqrt()
+        return standard.to(x.dtype).clamp(-clip, clip)
+
+    def reset(self) -> None:
+        """Forget everything, in place."""
+        self.mean.zero_()
+        self.var.fill_(1.0)
+        self.count.zero_()
+
+    def _check_shape(self, x: Tensor) -> None:
+        if tuple(x.shape[x.ndim - len(self.shape) :]) != self.shape:
+            raise ValueError(f"expected observations of shape [..., {self.shape}], got {list(x.shape)}")

@@ -1,0 +1,93 @@
+"""Checks of what comes into the network: each error says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from esper.heads import HeadTable
+
+Masks = Mapping[str, Tensor | None]
+Hidden = tuple[Tensor, Tensor]
+
+
+def check_state(name: str, state: Tensor, batch: tuple[str, ...], state_dim: int, dtype: torch.dtype) -> None:
+    """``state`` is finite, of type ``dtype`` and shape ``[*batch, state_dim]``."""
+    if state.ndim != len(batch) + 1 or state.shape[-1] != state_dim or 0 in state.shape:
+        raise ValueError(f"expected {name} of shape [{', '.join(batch)}, {state_dim}], got {list(state.shape)}")
+    if state.dtype != dtype:
+        raise ValueError(f"expected {name} of type {dtype}, got {state.dtype}; use {name}.to({dtype})")
+    check_finite(name, state)
+
+
+def check_finite(name: str, state: Tensor) -> None:
+    """No element is NaN or infinite."""
+    if not torch.isfinite(state).all():
+        row = (~torch.isfinite(state)).nonzero()[0].tolist()
+        raise ValueError(f"{name} must be finite, got {state[tuple(row)].item()} at index {row}; look at its source")
+
+
+def check_blueprints(indices: Tensor | None, batch: torch.Size, num_blueprints: int, uses_slots: bool) -> None:
+    """``indices`` is int64 ``[*batch, S]`` from −1 (empty) to ``num_blueprints − 1``."""
+    if not uses_slots:
+        if indices is not None and indices.shape[-1] != 0:
+            raise ValueError(f"expected no blueprint_indices for a network without slots, got {list(indices.shape)}")
+        return
+    if indices is None or indices.ndim != len(batch) + 1 or indices.shape[:-1] != batch or indices.shape[-1] == 0:
+        got = "None" if indices is None else list(indices.shape)
+        raise ValueError(f"expected blueprint_indices of shape [{', '.join(map(str, batch))}, S], got {got}")
+    if indices.dtype != torch.int64:
+        raise ValueError(f"expected blueprint_indices of type torch.int64, got {indices.dtype}")
+    low, high = (int(x) for x in torch.aminmax(indices))
+    if low < -1 or high >= num_blueprints:
+        raise ValueError(
+            f"blueprint_indices must be from -1 (empty slot) to {num_blueprints - 1}, got {low if low < -1 else high}"
+        )
+
+
+def check_masks(heads: HeadTable, masks: Masks, batch: torch.Size, sizes: Mapping[str, int]) -> None:
+    """``masks`` has every head, each ``None`` or bool ``[*batch, n]``, or ``[*batch, n_parent, n]`` with a parent."""
+    if masks.keys() != sizes.keys():
+        raise ValueError(
+            f"expected a mask (or None) for each of the heads {list(sizes)}, got {list(masks)}; "
+            "None allows every choice of a head"
+        )
+    for head in heads:
+        mask = masks[head.name]
+        if mask is None:
+            continue
+        n = sizes[head.name]
+        plain = (*batch, n)
+        conditional = (*batch, sizes[head.parent], n) if head.parent else plain
+        if mask.dtype != torch.bool or tuple(mask.shape) not in (plain, conditional):
+            shapes = f"{list(plain)}" if head.parent is None else f"{list(plain)} or {list(conditional)}"
+            raise ValueError(
+                f"head '{head.name}': expected a bool mask of shape {shapes} (True = allowed), "
+                f"got {mask.dtype} {list(mask.shape)}"
+            )
+
+
+def check_hidden(hidden: Hidden, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """``hidden`` is a pair of ``dtype`` tensors of ``shape`` ``[num_layers, B, H]``."""
+    if len(hidden) != 2 or any(tuple(part.shape) != shape or part.dtype != dtype for part in hidden):
+        got = [f"{part.dtype} {list(part.shape)}" for part in hidden]
+        raise ValueError(f"expected hidden as a pair of {dtype} {list(shape)}, got {got}; start from initial_hidden()")
+
+
+def check_actions(actions: Mapping[str, Tensor], batch: torch.Size, sizes: Mapping[str, int]) -> None:
+    """``actions`` has every head, each int64 ``[*batch]`` within its head."""
+    if actions.keys() != sizes.keys():
+        raise ValueError(f"expected stored actions for the heads {list(sizes)}, got {list(actions)}")
+    for name, action in actions.items():
+        if action.shape != batch or action.dtype != torch.int64:
+            raise ValueError(
+                f"head '{name}': expected actions of type torch.int64 and shape {list(batch)}, "
+                f"got {action.dtype} {list(action.shape)}"
+            )
+        low, high = (int(x) for x in torch.aminmax(action))
+        if low < 0 or high >= sizes[name]:
+            raise ValueError(
+                f"head '{name}': a stored action must be from 0 to {sizes[name] - 1}, got {low if low < 0 else high}"
+            )

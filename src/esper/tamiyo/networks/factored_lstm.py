@@ -1,0 +1,430 @@
+"""The recurrent actor-critic with factored, masked, dependent heads.
+
+Shapes: B batch, T time, N = B or B·T rows, S slots, D numbers in a state, E size of a slot encoding, H size of the
+core, O choices of the root head (the ops), n choices of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from esper.actions import BLUEPRINT_NAMES, HEADS
+from esper.heads import HeadTable
+from esper.observation import SLOT_SIZE, features_size
+from esper.tamiyo.networks import checks
+from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likeliest, sampled, stored
+from esper.tamiyo.networks.checks import Hidden, Masks
+from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
+from esper.tamiyo.networks.slot_encoder import SlotEncoder
+
+
+class ActionOutput(NamedTuple):
+    """What :meth:`FactoredRecurrentActorCritic.get_action` returns."""
+
+    actions: dict[str, Tensor]
+    """int64 ``[B]`` a head; 0 where the head is unused."""
+    log_probs: dict[str, Tensor]
+    """float ``[B]`` a head; 0 where the head is unused."""
+    value: Tensor
+    """Q(s, op taken) ``[B]``."""
+    state_value: Tensor
+    """V(s) = Σ_op π(op|s) Q(s, op) ``[B]``."""
+    op_values: Tensor
+    """Q(s, ·) ``[B, O]``."""
+    hidden: Hidden
+    """Pair ``[num_layers, B, H]``: the state to hand to the next step."""
+    sampled_op: Tensor
+    """The root choice ``[B]``: the one op that is the action, and that the value and every later head depend on."""
+    entropies: dict[str, Tensor]
+    """float ``[B]`` a head, nats; 0 where the head is unused."""
+
+
+class _EvaluationFields(NamedTuple):
+    log_probs: dict[str, Tensor]
+    entropy: dict[str, Tensor]
+    values: Tensor
+    hidden: Hidden
+
+
+class Evaluation(_EvaluationFields):
+    """What ``evaluate_actions`` returns; unpacks as ``(log_probs, entropy, values, hidden)``.
+
+    Attributes:
+        log_probs: float ``[B, T]`` a head, of the stored actions; 0 where the head is unused.
+        entropy: float ``[B, T]`` a head, nats; 0 where the head is unused.
+        values: Q(s, stored op) ``[B, T]``.
+        hidden: Pair ``[num_layers, B, H]`` after the last step.
+        state_values: V(s) ``[B, T]``; its gradient flows through Q only, not through π.
+        op_values: Q(s, ·) ``[B, T, O]``.
+        used: bool ``[B, T]`` a head: whether the stored action uses it.
+        could_matter: bool ``[B, T]`` a head: whether it is used and has more than one allowed choice.
+    """
+
+    state_values: Tensor
+    op_values: Tensor
+    used: dict[str, Tensor]
+    could_matter: dict[str, Tensor]
+
+    def __new__(
+        cls,
+        log_probs: dict[str, Tensor],
+        entropy: dict[str, Tensor],
+        values: Tensor,
+        hidden: Hidden,
+        *,
+        state_values: Tensor,
+        op_values: Tensor,
+        used: dict[str, Tensor],
+        could_matter: dict[str, Tensor],
+    ) -> Evaluation:
+        self = super().__new__(cls, log_probs, entropy, values, hidden)
+        self.state_values, self.op_values = state_values, op_values
+        self.used, self.could_matter = used, could_matter
+        return self
+
+
+class _Decided(NamedTuple):
+    draw: Draw
+    value: Tensor
+    state_value: Tensor
+    op_values: Tensor
+
+
+class FactoredRecurrentActorCritic(nn.Module):
+    """A recurrent policy over a table of dependent heads, with a dueling critic Q(s, op) = v(s) + a(s, op).
+
+    The state splits into numbers about the run and 34 numbers about each slot. Slots are a set: one shared encoder,
+    attention among them, and a summary that joins the run's numbers on the way to an LSTM. No weight depends on the
+    number of slots: any S may come at any call. The value of a state is V(s) = Σ_op π(op|s) Q(s, op) over the allowed
+    ops (Van Seijen et al. 2009, expected Sarsa; Wang et al. 2016, dueling).
+
+    Args:
+        state_dim: Length of a state, ``run + 34·S``.
+        num_slots: S for ``state_dim``; 0 leaves an ordinary recurrent policy, without slot machinery.
+        heads: The table of heads.
+        num_blueprints: Number of blueprint indices; index −1 (an empty slot) has its own embedding.
+        slot_dim: Size of a slot's encoding, E.
+        hidden_dim: Size of the LSTM and of the core, H.
+        head_dim: Size of each head's hidden layer, and of the critic's.
+        recurrent: False leaves out the LSTM; hidden states are then empty, ``[0, B, H]``.
+        probability_floor: Least probability of an allowed choice, for every head or by head name.
+        check_values: Check the values of inputs and outputs at every call (finite, in range, allowed). Shapes and types
+            are always checked.
+
+    Raises:
+        ValueError: For sizes that do not fit each other, or a floor that leaves no distribution.
+
+    Example:
+        >>> network = FactoredRecurrentActorCritic(state_dim=126, num_slots=3)
+        >>> masks = {name: None for name in HEADS.names}
+        >>> output = network.get_action(torch.zeros(1, 126), torch.full((1, 3), -1), masks)
+        >>> bool(output.value == output.op_values[0, output.sampled_op])
+        True
+    """
+
+    def __init__(
+        self,
+        state_dim: int = features_size(3),
+        num_slots: int = 3,
+        *,
+        heads: HeadTable = HEADS,
+        num_blueprints: int = len(BLUEPRINT_NAMES),
+        slot_dim: int = 64,
+        hidden_dim: int = 128,
+        head_dim: int = 64,
+        recurrent: bool = True,
+        probability_floor: float | Mapping[str, float] = 0.0,
+        check_values: bool = True,
+    ) -> None:
+        super().__init__()
+        self.run_size = _run_size(state_dim, num_slots, heads)
+        self.state_dim, self.num_slots, self.heads, self.num_blueprints = state_dim, num_slots, heads, num_blueprints
+        self.slot_dim, self.hidden_dim, self.head_dim, self.recurrent = slot_dim, hidden_dim, head_dim, recurrent
+        self.check_values = check_values
+        self.floors = _floors(heads, probability_floor)
+
+        self.slot_encoder = SlotEncoder(SLOT_SIZE, num_blueprints, slot_dim) if num_slots else None
+        summary = 2 * slot_dim if num_slots else 0
+        self.encoder = linear(self.run_size + summary, hidden_dim, HIDDEN_GAIN)
+        self.encoder_norm = nn.LayerNorm(hidden_dim)
+        self.memory = lstm(hidden_dim) if recurrent else None
+        self.core_norm = nn.LayerNorm(hidden_dim)
+        self.tree = ActionTree(heads, hidden_dim, head_dim, slot_dim, self.floors)
+        self.critic_hidden = linear(hidden_dim, head_dim, HIDDEN_GAIN)
+        self.critic = linear(head_dim, 1 + heads.root.num_choices, VALUE_GAIN)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and of the states expected."""
+        return self.encoder.weight.dtype
+
+    @property
+    def num_layers(self) -> int:
+        """First size of a hidden state: 1, or 0 for a feed-forward network."""
+        return 1 if self.recurrent else 0
+
+    def sizes(self, num_slots: int | None = None) -> dict[str, int]:
+        """Number of choices of every head, by default for the S of the constructor."""
+        return self.heads.sizes(self.num_slots if num_slots is None else num_slots)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain JSON data; :meth:`from_config` builds the same network."""
+        return {
+            "state_dim": self.state_dim,
+            "num_slots": self.num_slots,
+            "heads": self.heads.to_json(),
+            "num_blueprints": self.num_blueprints,
+            "slot_dim": self.slot_dim,
+            "hidden_dim": self.hidden_dim,
+            "head_dim": self.head_dim,
+            "recurrent": self.recurrent,
+            "probability_floor": self.floors,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FactoredRecurrentActorCritic:
+        """A fresh network with the arguments that :meth:`config` wrote."""
+        return cls(**{**config, "heads": HeadTable.from_json(config["heads"])})
+
+    def initial_hidden(self, batch_size: int) -> Hidden:
+        """Zeros: a pair ``[num_layers, B, H]``, the state at the start of an episode."""
+        shape = (self.num_layers, batch_size, self.hidden_dim)
+        weight = self.encoder.weight
+        return weight.new_zeros(shape), weight.new_zeros(shape)
+
+    def get_action(
+        self,
+        state: Tensor,
+        blueprint_indices: Tensor | None,
+        masks: Masks,
+        hidden: Hidden | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> ActionOutput:
+        """Decide one step.
+
+        Args:
+            state: float ``[B, D]``.
+            blueprint_indices: int64 ``[B, S]``, −1 for an empty slot; ``None`` (or ``[B, 0]``) without slots.
+            masks: For every head a bool mask, True where allowed, or ``None`` (all allowed): ``[B, n]``, or
+                ``[B, n_parent, n]`` for a head with a parent. The mask of a head that the op does not use is not read.
+            hidden: Pair ``[num_layers, B, H]``; ``None`` at the start of an episode.
+            deterministic: Take the likeliest choice of each head instead of drawing one.
+            generator: Source of randomness; the same seed draws the same actions.
+
+        Raises:
+            ValueError: For a wrong shape or type, a NaN or infinite number, a blueprint index out of range, or a used
+                head without an allowed choice.
+        """
+        hidden = self._checked("state", state, ("B",), blueprint_indices, masks, hidden)
+        rows = state.shape[0]
+        core, slots, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden)
+        sizes = self.sizes(0 if slots is None else slots.shape[1])
+        choose = likeliest if deterministic else sampled(sizes, rows, state.device, generator)
+        decided = self._decide(core, slots, masks, choose)
+        log_probs = decided.draw.log_probs()
+        if self.check_values:
+            self._check_decided(decided, log_probs, (rows,))
+        choices = decided.draw.choices
+        op = choices[self.heads.root.name]
+        return ActionOutput(
+            choices,
+            log_probs,
+            decided.value,
+            decided.state_value,
+            decided.op_values,
+            hidden,
+            op,
+            decided.draw.entropies(),
+        )
+
+    def evaluate_actions(
+        self,
+        states: Tensor,
+        blueprint_indices: Tensor | None,
+        actions: Mapping[str, Tensor],
+        masks: Masks,
+        hidden: Hidden | None = None,
+    ) -> Evaluation:
+        """Judge stored actions, with gradients: sequences of T steps from a stored hidden state.
+
+        On what :meth:`get_action` stored at the same weights it gives the same log-probabilities and values.
+
+        Args:
+            states: float ``[B, T, D]``. Rows of padding must be legal too (their masks allow what their actions say).
+            blueprint_indices: int64 ``[B, T, S]``; ``None`` without slots.
+            actions: int64 ``[B, T]`` for every head; what is stored for an unused head is not read.
+            masks: As in :meth:`get_action`, ``[B, T, n]`` or ``[B, T, n_parent, n]``.
+            hidden: Pair ``[num_layers, B, H]`` before the first step; ``None`` at the start of an episode.
+
+        Raises:
+            ValueError: As :meth:`get_action`, and for an action outside its head or masked out.
+        """
+        hidden = self._checked("states", states, ("B", "T"), blueprint_indices, masks, hidden)
+        batch = states.shape[:2]
+        num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
+        checks.check_actions(actions, batch, self.sizes(num_slots))
+        core, slots, hidden = self._core(states, blueprint_indices, hidden)
+        rows = {name: action.reshape(-1) for name, action in actions.items()}
+        flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
+        decided = self._decide(core, slots, flat_masks, stored(rows))
+        log_probs = decided.draw.log_probs()
+        if self.check_values:
+            self._check_decided(decided, log_probs, tuple(batch))
+
+        def steps(by_head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x.view(batch) for name, x in by_head.items()}
+
+        everywhere = torch.ones(batch.numel(), dtype=torch.bool, device=states.device)
+        used = {name: everywhere if x is None else x for name, x in decided.draw.used.items()}
+        return Evaluation(
+            steps(log_probs),
+            steps(decided.draw.entropies()),
+            decided.value.view(batch),
+            hidden,
+            state_values=decided.state_value.view(batch),
+            op_values=decided.op_values.view(*batch, -1),
+            used=steps(used),
+            could_matter=steps(decided.draw.could_matter()),
+        )
+
+    def state_value(
+        self, state: Tensor, blueprint_indices: Tensor | None, masks: Masks, hidden: Hidden | None = None
+    ) -> Tensor:
+        """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
+        hidden = self._checked("state", state, ("B",), blueprint_indices, masks, hidden)
+        core, _, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden)
+        root = self.heads.root.name
+        distribution = self.tree.root(core, masks[root])
+        if self.check_values and not torch.isfinite(distribution.log_probs.amax(-1)).all():
+            draw = Draw({root: distribution}, {root: distribution.mode()}, {root: None})
+            raise ValueError(_diagnosis(draw, (state.shape[0],)))
+        return _expected(distribution.probs, self._op_values(core))
+
+    def _core(
+        self, states_BTD: Tensor, blueprints: Tensor | None, hidden: Hidden
+    ) -> tuple[Tensor, Tensor | None, Hidden]:
+        """Core ``[N, H]``, slot encodings ``[N, S, E]`` and the hidden state after the last step."""
+        batch, steps = states_BTD.shape[:2]
+        rows_ND = states_BTD.flatten(0, 1)
+        slots_NSE = None
+        if self.slot_encoder is not None:
+            assert blueprints is not None
+            blueprints_NS = blueprints.reshape(-1, blueprints.shape[-1])
+            numbers_NSF = rows_ND[:, self.run_size :].view(*blueprints_NS.shape, SLOT_SIZE)
+            slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, blueprints_NS)
+            rows_ND = torch.cat([rows_ND[:, : self.run_size], summary_N2E], dim=-1)
+        encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))
+        if self.memory is not None:
+            encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden)
+        return self.core_norm(encoded_NH), slots_NSE, hidden
+
+    def _decide(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> _Decided:
+        """The behaviour policy and its value, whole; rollout and learning differ only in ``choose``."""
+        draw = self.tree.draw(core_NH, slots_NSE, masks, choose)
+        root = self.heads.root.name
+        op_values_NO = self._op_values(core_NH)
+        value_N = op_values_NO.gather(-1, draw.choices[root].unsqueeze(-1)).squeeze(-1)
+        state_value_N = _expected(draw.distributions[root].probs, op_values_NO)
+        return _Decided(draw, value_N, state_value_N, op_values_NO)
+
+    def _op_values(self, core_NH: Tensor) -> Tensor:
+        """Q(s, ·) ``[N, O]`` = v(s) + a(s, ·)."""
+        dueling = self.critic(torch.relu(self.critic_hidden(core_NH)))
+        dueling = dueling.to(self.dtype)
+        return dueling[:, :1] + dueling[:, 1:]
+
+    def _checked(
+        self,
+        name: str,
+        state: Tensor,
+        batch: tuple[str, ...],
+        blueprints: Tensor | None,
+        masks: Masks,
+        hidden: Hidden | None,
+    ) -> Hidden:
+        """Check what came in; the hidden state to start from."""
+        num_slots = 0 if blueprints is None else blueprints.shape[-1]
+        state_dim = self.run_size + SLOT_SIZE * num_slots
+        checks.check_state(name, state, batch, state_dim, self.dtype)
+        sizes = state.shape[:-1]
+        checks.check_blueprints(blueprints, sizes, self.num_blueprints, self.slot_encoder is not None)
+        checks.check_masks(self.heads, masks, sizes, self.sizes(num_slots))
+        if hidden is None:
+            return self.initial_hidden(sizes[0])
+        checks.check_hidden(hidden, (self.num_layers, sizes[0], self.hidden_dim), self.dtype)
+        return hidden
+
+    def _check_decided(self, decided: _Decided, log_probs: Mapping[str, Tensor], batch: tuple[int, ...]) -> None:
+        """One look at the sum; only a bad one is traced to its head and row."""
+        if not math.isfinite(torch.stack(tuple(log_probs.values())).sum().item()):
+            raise ValueError(_diagnosis(decided.draw, batch))
+
+
+def _run_size(state_dim: int, num_slots: int, heads: HeadTable) -> int:
+    run_size = state_dim - SLOT_SIZE * num_slots
+    if num_slots < 0 or run_size < 0 or state_dim < 1:
+        raise ValueError(
+            f"expected state_dim of at least {SLOT_SIZE} numbers for each of num_slots slots, "
+            f"got state_dim={state_dim} and num_slots={num_slots}"
+        )
+    pointing = [head.name for head in heads if head.points_at_slots]
+    if pointing and num_slots == 0:
+        raise ValueError(f"heads {pointing} point at slots, but num_slots is 0; give slots, or another heads table")
+    return run_size
+
+
+def _floors(heads: HeadTable, floor: float | Mapping[str, float]) -> dict[str, float]:
+    floors = dict(floor) if isinstance(floor, Mapping) else dict.fromkeys(heads.names, floor)
+    unknown = sorted(set(floors) - set(heads.names))
+    if unknown:
+        raise ValueError(f"probability_floor names unknown heads {unknown}; the heads are {list(heads.names)}")
+    for head in heads:
+        value = floors.setdefault(head.name, 0.0)
+        most = 1.0 / max(head.num_choices, 1)
+        if not 0.0 <= value < most:
+            raise ValueError(
+                f"head '{head.name}': expected a probability_floor from 0 to below {most:.3g}, got {value}"
+            )
+    return floors
+
+
+def _remember(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+    """Outputs ``[N, H]`` and the last hidden state. A single step calls the cell: 2.5 times as fast as the layer."""
+    if inputs_BTH.shape[1] == 1:
+        state = (hidden[0][0], hidden[1][0])
+        output, cell = torch.lstm_cell(inputs_BTH[:, 0], state, *memory.all_weights[0])
+        return output, (output.unsqueeze(0), cell.unsqueeze(0))
+    outputs_BTH, after = memory(inputs_BTH, hidden)
+    return outputs_BTH.flatten(0, 1), after
+
+
+def _expected(probs_NO: Tensor, op_values_NO: Tensor) -> Tensor:
+    """Σ_op π Q ``[N]``, no gradient through π."""
+    return (probs_NO.detach() * op_values_NO).sum(-1)
+
+
+def _diagnosis(draw: Draw, batch: tuple[int, ...]) -> str:
+    """Why a log-probability is not finite: the first head and row at fault."""
+    for name, distribution in draw.distributions.items():
+        bad = ~torch.isfinite(distribution.log_prob(draw.choices[name]))
+        if not bad.any():
+            continue
+        row = int(bad.nonzero()[0])
+        where = f"batch row {row}" if len(batch) == 1 else f"batch row {row // batch[1]}, step {row % batch[1]}"
+        if distribution.mask is not None and not distribution.mask[row].any():
+            return f"head '{name}': the mask of {where} allows no choice, but the head is used; allow at least one"
+        if distribution.mask is not None and not distribution.mask[row, draw.choices[name][row]]:
+            choice = int(draw.choices[name][row])
+            return (
+                f"head '{name}': the stored action {choice} of {where} is masked out; store the masks it was drawn with"
+            )
+        return (
+            f"head '{name}': the network's output for {where} is not finite; its weights or hidden state have diverged"
+        )
+    return "the sum of log-probabilities overflows; the network's outputs have diverged"

@@ -1,0 +1,46 @@
+"""Initial weights: orthogonal, with a gain that says what the layer feeds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+HIDDEN_GAIN = math.sqrt(2.0)
+"""Keeps the variance through a ReLU."""
+
+POLICY_GAIN = 0.01
+"""Near-uniform first policy: exploration starts wide (Andrychowicz et al. 2021, "What matters in on-policy RL")."""
+
+VALUE_GAIN = 1.0
+
+
+def linear(inputs: int, outputs: int, gain: float = HIDDEN_GAIN, bias: bool = True) -> nn.Linear:
+    """A linear layer with orthogonal weights of the given gain and zero bias."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.orthogonal_(layer.weight, gain)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def embedding(choices: int, size: int) -> nn.Embedding:
+    """A table of small random vectors, one a choice."""
+    table = nn.Embedding(choices, size)
+    nn.init.normal_(table.weight, std=1.0 / math.sqrt(size))
+    return table
+
+
+def lstm(size: int) -> nn.LSTM:
+    """A single-layer LSTM with orthogonal gates, zero biases and a forget bias of 1 (Jozefowicz et al. 2015)."""
+    layer = nn.LSTM(size, size, batch_first=True)
+    input_weight, hidden_weight, input_bias, hidden_bias = layer.all_weights[0]
+    with torch.no_grad():
+        for weight in (input_weight, hidden_weight):
+            for gate in weight.chunk(4):
+                nn.init.orthogonal_(gate)
+        for bias in (input_bias, hidden_bias):
+            bias.zero_()
+        input_bias.chunk(4)[1].fill_(1.0)
+    return layer

@@ -1,0 +1,40 @@
+"""Slots as a set: one shared encoder, attention among the slots, and a summary that does not know their order.
+
+Shapes: N rows (any batch, flattened), S slots, F numbers about a slot, E size of an encoding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from esper.tamiyo.networks.initialization import HIDDEN_GAIN, embedding, linear
+
+
+class SlotEncoder(nn.Module):
+    """Encode every slot from its own numbers, its blueprint and a look at the other slots.
+
+    No weight depends on S, and permuting the slots permutes the encodings.
+
+    Args:
+        slot_size: Numbers about one slot, F.
+        num_blueprints: Blueprints; index −1, an empty slot, has its own embedding.
+        slot_dim: Size of an encoding, E.
+    """
+
+    def __init__(self, slot_size: int, num_blueprints: int, slot_dim: int) -> None:
+        super().__init__()
+        self.numbers = linear(slot_size, slot_dim, HIDDEN_GAIN)
+        self.blueprint = embedding(num_blueprints + 1, slot_dim)
+        self.norm = nn.LayerNorm(slot_dim)
+        self.query_key_value = linear(slot_dim, 3 * slot_dim, 1.0)
+        self.attended = linear(slot_dim, slot_dim, 1.0)
+
+    def forward(self, numbers_NSF: Tensor, blueprints_NS: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodings ``[N, S, E]`` and their summary ``[N, 2E]`` (mean and maximum over the slots)."""
+        # A linear layer over (numbers, embedding) is a linear layer over the numbers plus another embedding.
+        own_NSE = torch.relu(self.numbers(numbers_NSF) + self.blueprint(blueprints_NS + 1))
+        query, key, value = self.query_key_value(self.norm(own_NSE)).chunk(3, dim=-1)
+        others_NSE = nn.functional.scaled_dot_product_attention(query, key, value)
+        slots_NSE = own_NSE + self.attended(others_NSE)
+        return slots_NSE, torch.cat([slots_NSE.mean(1), slots_NSE.amax(1)], dim=-1)

@@ -1,0 +1,304 @@
+"""A network made ready for collecting and for learning.
+
+Shapes: B batch, T time, D numbers in a state, S slots, H size of the core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from esper.heads import HeadTable
+from esper.tamiyo.networks import checks
+from esper.tamiyo.networks.checks import Hidden, Masks
+from esper.tamiyo.networks.factored_lstm import ActionOutput, Evaluation, FactoredRecurrentActorCritic
+
+POLICY_FILE = "policy.safetensors"
+"""The one file of a saved policy: weights and statistics, with a JSON description in its header."""
+
+_HEADER = "esper_policy"
+_NETWORK, _NORMALIZER = "network.", "normalizer."
+
+
+class InferenceHiddenWarning(UserWarning):
+    """A hidden state made in inference mode reached training; it was cloned."""
+
+
+class ObservationNormalizer(Protocol):
+    """What the bundle needs of :class:`esper.simic.control.normalization.RunningMeanStd`."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalised observations, differentiable."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The statistics."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Take over saved statistics."""
+        ...
+
+
+class PolicyInput(NamedTuple):
+    """What a policy sees at one step (``...`` = B) or over sequences (``...`` = B, T)."""
+
+    features: Tensor
+    """float32 ``[..., D]``, not normalised."""
+    indices: Tensor | None
+    """int64 ``[..., S]``, the blueprint in each slot, −1 for none; ``None`` without slots."""
+    masks: Masks
+    """bool ``[..., n]`` (or ``[..., n_parent, n]``) or ``None`` (all allowed), for every head."""
+
+
+class LSTMPolicyBundle:
+    """A network and its normaliser, for rollouts, for bootstrapping and for learning.
+
+    Rollouts go through :meth:`act`, bootstrapping through :meth:`get_value`, learning through :meth:`evaluate_actions`.
+
+    Args:
+        network: The network.
+        observation_normalizer: Normalises features wherever they enter; :class:`RunningMeanStd` or ``None``. Update its
+            statistics between rollouts only: what a rollout saw must be what learning sees.
+        strict: Raise, instead of warn, when a hidden state made in inference mode reaches :meth:`evaluate_actions`.
+
+    Example:
+        The right pattern: start from :meth:`initial_hidden`, let :meth:`act` carry the state through the rollout, store
+        plain copies of what it returned, and train from those.
+
+        >>> bundle = LSTMPolicyBundle(FactoredRecurrentActorCritic())
+        >>> inputs = PolicyInput(torch.zeros(2, 126), torch.full((2, 3), -1), dict.fromkeys(bundle.heads.names))
+        >>> start = bundle.initial_hidden(2)                     # an inference tensor: for rollouts
+        >>> output = bundle.act(inputs, start)                   # output.hidden goes into the next act()
+        >>> stored = tuple(part.clone() for part in start)       # an ordinary tensor: for learning
+        >>> sequence = PolicyInput(inputs.features[:, None], inputs.indices[:, None], inputs.masks)
+        >>> actions = {name: action[:, None] for name, action in output.actions.items()}
+        >>> log_probs, entropy, values, _ = bundle.evaluate_actions(sequence, actions, stored)
+        >>> values.mean().backward()
+    """
+
+    def __init__(
+        self,
+        network: FactoredRecurrentActorCritic,
+        *,
+        observation_normalizer: ObservationNormalizer | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.network = network
+        self.observation_normalizer = observation_normalizer
+        self.strict = strict
+
+    @property
+    def heads(self) -> HeadTable:
+        """The network's table of heads."""
+        return self.network.heads
+
+    @torch.no_grad()
+    def act(
+        self,
+        inputs: PolicyInput,
+        hidden: Hidden,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> ActionOutput:
+        """Decide one step of a rollout: ``inputs`` ``[B, ...]``, ``hidden`` a pair ``[num_layers, B, H]``.
+
+        Returns ordinary tensors without a graph, fit for storing. Errors as in
+        :meth:`FactoredRecurrentActorCritic.get_action`.
+        """
+        features = self._normalized("features", inputs.features)
+        output = self.network.get_action(features, inputs.indices, inputs.masks, hidden, deterministic, generator)
+        _forget_autocast_weights(features.device.type)
+        return output
+
+    @torch.inference_mode()
+    def get_value(
+        self, features: Tensor, hidden: Hidden, indices: Tensor | None = None, masks: Masks | None = None
+    ) -> Tensor:
+        """INFERENCE-MODE: V(s) = Σ_op π(op|s) Q(s, op) over the allowed ops; the result is not differentiable.
+
+        Made for bootstrapping the last step of a rollout and for logging. To train, use :meth:`evaluate_actions`, whose
+        ``values`` and ``state_values`` carry gradients.
+
+        Right::
+
+            last_values = bundle.get_value(features, hidden, indices, masks)   # bootstrap
+            advantages = gae(rewards, values, last_values)
+
+        Wrong::
+
+            loss = (bundle.get_value(features, hidden) - returns).pow(2).mean()
+            loss.backward()                             # RuntimeError: nothing here requires a gradient
+
+        Args:
+            features: float ``[B, D]``, not normalised.
+            hidden: Pair ``[num_layers, B, H]`` before this step.
+            indices: int64 ``[B, S]``; ``None`` without slots.
+            masks: As in :class:`PolicyInput`; ``None`` allows every choice. Only the root's mask bears on the value.
+
+        Returns:
+            V(s) ``[B]``, an inference tensor.
+        """
+        features = self._normalized("features", features)
+        value = self.network.state_value(features, indices, masks or dict.fromkeys(self.heads.names), hidden)
+        _forget_autocast_weights(features.device.type)
+        return value
+
+    @torch.inference_mode()
+    def initial_hidden(self, batch_size: int) -> Hidden:
+        """Zeros to start a rollout: a pair of inference tensors ``[num_layers, B, H]``; clone them to train."""
+        return self.network.initial_hidden(batch_size)
+
+    @staticmethod
+    def detach_hidden(hidden: Hidden) -> Hidden:
+        """The same state, cut from the graph that made it: for the end of an episode."""
+        return hidden[0].detach(), hidden[1].detach()
+
+    def evaluate_actions(self, inputs: PolicyInput, actions: Mapping[str, Tensor], hidden: Hidden) -> Evaluation:
+        """Judge stored actions, with gradients; see :meth:`FactoredRecurrentActorCritic.evaluate_actions`.
+
+        Args:
+            inputs: Sequences ``[B, T, ...]``.
+            actions: int64 ``[B, T]`` for every head.
+            hidden: Pair ``[num_layers, B, H]`` before the first step, as the rollout stored it.
+
+        Warns:
+            InferenceHiddenWarning: If ``hidden`` was made in inference mode; a clone is used.
+
+        Raises:
+            ValueError: With ``strict``, instead of that warning; and for bad input.
+        """
+        hidden = self._trainable(hidden)
+        features = self._normalized("features", inputs.features)
+        return self.network.evaluate_actions(features, inputs.indices, actions, inputs.masks, hidden)
+
+    def _trainable(self, hidden: Hidden) -> Hidden:
+        if not any(part.is_inference() for part in hidden):
+            return hidden
+        message = (
+            "the hidden state was made in inference mode (by initial_hidden() or get_value()) and cannot take part in "
+            "training; train from the states a rollout stored, or clone it: tuple(part.clone() for part in hidden)"
+        )
+        if self.strict:
+            raise ValueError(message)
+        warnings.warn(message + "; a clone is used", InferenceHiddenWarning, stacklevel=3)
+        return hidden[0].clone(), hidden[1].clone()
+
+    def _normalized(self, name: str, features: Tensor) -> Tensor:
+        if self.observation_normalizer is None:
+            return features
+        # Before normalising, which would clip an infinity to an ordinary number.
+        if self.network.check_values:
+            checks.check_finite(name, features)
+        return self.observation_normalizer.normalize(features)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write weights, sizes, heads table and statistics to ``directory`` as one file, replaced atomically."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {_NETWORK + name: tensor for name, tensor in self.network.state_dict().items()}
+        if self.observation_normalizer is not None:
+            statistics = self.observation_normalizer.state_dict()
+            tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
+        description = {"format": 1, "network": self.network.config()}
+        path = directory / POLICY_FILE
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                unfinished,
+                metadata={_HEADER: json.dumps(description)},
+            )
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        heads: HeadTable | None = None,
+        observation_normalizer: ObservationNormalizer | None = None,
+        strict: bool = False,
+    ) -> LSTMPolicyBundle:
+        """The policy that :meth:`save` wrote to ``directory``, on the CPU.
+
+        Args:
+            directory: Where it was saved.
+            heads: The table the policy must have; ``None`` takes the one it was saved with.
+            observation_normalizer: Takes over the saved statistics; needed if and only if some were saved.
+            strict: As in the constructor.
+
+        Raises:
+            ValueError: For a missing, truncated or foreign file, other heads than expected, weights that do not fit the
+                description, or a normaliser missing or not asked for.
+        """
+        path = Path(directory) / POLICY_FILE
+        description, tensors = _read(path)
+        try:
+            network = FactoredRecurrentActorCritic.from_config(description["network"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"'{path}' does not describe a policy of this version: {error!r}") from error
+        if heads is not None and network.heads != heads:
+            raise ValueError(
+                f"'{path}' was saved with another heads table: expected {_described(heads)}, "
+                f"got {_described(network.heads)}"
+            )
+        statistics = _with_prefix(tensors, _NORMALIZER)
+        if bool(statistics) != (observation_normalizer is not None):
+            there, here = ("no", "one") if observation_normalizer is not None else ("its", "no")
+            raise ValueError(
+                f"'{path}' holds {there} observation statistics, but {here} observation_normalizer was given"
+            )
+        try:
+            network.load_state_dict(_with_prefix(tensors, _NETWORK))
+            if observation_normalizer is not None:
+                observation_normalizer.load_state_dict(statistics)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in '{path}' do not fit its description: {error}") from error
+        return cls(network, observation_normalizer=observation_normalizer, strict=strict)
+
+
+def _forget_autocast_weights(device_type: str) -> None:
+    """Drop the low-precision copies of weights that autocast made without a graph.
+
+    Autocast caches them; a later forward in the same context would reuse them and every gradient would be zero.
+    """
+    if torch.is_autocast_enabled(device_type):
+        torch.clear_autocast_cache()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"expected a saved policy at '{path}', found none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is truncated or not a safetensors file: {error}") from error
+    if header is None:
+        raise ValueError(f"'{path}' is not a saved policy: its header has no '{_HEADER}'")
+    try:
+        return json.loads(header), tensors
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the description in '{path}' is not JSON: {error}") from error
+
+
+def _described(heads: HeadTable) -> str:
+    return ", ".join(f"{head.name}({head.num_choices or 'slots'})" for head in heads)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

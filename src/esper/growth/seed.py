@@ -1,0 +1,85 @@
+"""A seed: one instance of a blueprint, the style that joins it to its slot, and alpha."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import Function
+
+from esper.growth.blueprints import SlotSpec, build_blueprint, build_style
+
+
+class _StraightThrough(Function):
+    """Forward: h, bit for bit. Backward: the gradient goes to h unaltered, and to ``effect`` as if it had been added.
+
+    The output is a copy because the host may go on in place (``ReLU(inplace=True)``, ``out += identity``), which
+    autograd forbids on a view made by a custom function and which would overwrite what the seed saved.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(h: Tensor, effect: Tensor) -> Tensor:
+        return h.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.effect_dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad.to(ctx.effect_dtype)
+
+
+def straight_through(h: Tensor, effect: Tensor) -> Tensor:
+    """``h`` bit for bit; in the backward pass ``effect`` receives the gradient that it would get in ``h + effect``.
+
+    With ``effect`` computed from a detached h, the host's outputs and gradients are bit for bit those without it.
+    """
+    return _StraightThrough.apply(h, effect)
+
+
+class Seed(nn.Module):
+    """A blueprint in a slot: ``h + alpha · effect(h)``.
+
+    Args:
+        blueprint: Name of the blueprint.
+        spec: The slot it grows in.
+        style: Name of the style.
+
+    ``alpha`` is a buffer, not a Python number, so that a compiled model is not compiled again when it moves.
+    """
+
+    alpha: Tensor
+
+    def __init__(self, blueprint: str, spec: SlotSpec, style: str) -> None:
+        super().__init__()
+        self.blueprint = build_blueprint(blueprint, spec)
+        self.style = build_style(style, spec)
+        self.register_buffer("alpha", torch.zeros(()))
+
+    def effect(self, h: Tensor) -> Tensor:
+        """What the seed adds to the slot's output ``h`` at alpha 1; the same shape as ``h``."""
+        return self.style(h, self.blueprint(h))
+
+    def mix(self, h: Tensor, effect: Tensor) -> Tensor:
+        """``h + alpha · effect`` in the dtype of ``h``."""
+        return (h + self.alpha * effect).to(h.dtype)
+
+    def blend(self, h: Tensor) -> Tensor:
+        """The slot's output with the seed blended in at ``alpha``; the same shape as ``h``."""
+        return self.mix(h, self.effect(h))
+
+
+def plant(
+    blueprint: str, spec: SlotSpec, style: str, *, entropy: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Seed:
+    """A new seed whose initial weights are a function of ``entropy`` alone; no global random state is used or moved."""
+    state = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(state)  # torch.manual_seed would also reseed the accelerators
+        seed = Seed(blueprint, spec, style)
+    return seed.to(device=device, dtype=dtype)

@@ -123,9 +123,9 @@ def _change(history: Sequence[float]) -> float | None:
 
 def _log_ratio(history: Sequence[float]) -> float | None:
     """log(previous / latest) of a positive history: above 0 when it falls."""
-    if len(history) < 2 or history[-1] <= 0 or history[-2] <= 0:
+    if len(history) < 2 or not all(0 < loss < math.inf for loss in history[-2:]):
         return None
-    return math.log(history[-2] / history[-1])
+    return math.log(history[-2]) - math.log(history[-1])
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
@@ -134,9 +134,9 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 def _log_quotient(a: float | None, b: float | None) -> float | None:
     """log10(a / b) / 3, unknown unless both are known and positive."""
-    if a is None or b is None or a <= 0 or b <= 0:
+    if a is None or b is None or not (0 < a < math.inf and 0 < b < math.inf):
         return None
-    return math.log10(a / b) / 3
+    return (math.log10(a) - math.log10(b)) / 3
 
 
 def size_ratio(run: RunReading) -> float:

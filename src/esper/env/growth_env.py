@@ -109,7 +109,7 @@ class GrowthVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.reward_config = reward or RewardConfig()
         self.budget, self.variants = budget, variants
-        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode, "heads": HEADS.to_json()}
         self.num_slots = len(self.task.slots)
         self.single_observation_space = observation_space(self.num_slots)
         self.single_action_space = action_space(self.num_slots)

@@ -1,0 +1,209 @@
+"""The environment: conformance, determinism, masks, telescoping, resuming."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from episodes import flat, play, quick_task, same
+from esper.actions import HEADS, Decision
+from esper.env.growth_env import GrowthEnv, GrowthVectorEnv, find_illegal
+from esper.lifecycle import IllegalMoveError, Op
+from esper.observation import ObservationView
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy
+
+several_seeds = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def test_make_vec_builds_it():
+    env = gymnasium.make_vec(
+        "esper/Growth-v0", num_envs=2, vectorization_mode="vector_entry_point", task=quick_task("digits")
+    )
+    observation, info = env.reset(seed=1)
+    assert env.observation_space.contains(observation)
+    assert observation["features"].shape == (2, 126)
+    assert same(info["action_mask"], observation["action_mask"])
+    env.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*(not within the observation space|Box observation space|render)")
+def test_gymnasiums_checker_passes():
+    check_env(GrowthEnv(quick_task("digits", horizon=4), on_illegal="wait"), skip_render_check=True)
+
+
+@several_seeds
+@given(seed=st.integers(0, 2**31))
+def test_rewards_sum_to_J_whatever_the_actions(make_env, seed):
+    env = make_env(num_envs=3)
+    results, _ = play(env, seed=seed, policy_seed=seed)
+    total = sum(rewards for _, rewards, *_ in results)
+    *_, terminated, truncated, info = results[-1]
+    assert terminated.all()
+    assert not truncated.any()
+    np.testing.assert_allclose(total, info["episode_metrics"]["J"], atol=1e-6)
+    final = [row for row in info["final_obs"]]
+    for row in range(3):
+        view = ObservationView(final[row]["features"], final[row]["blueprints"])
+        np.testing.assert_allclose(total[row], view["score"] - view["rent_paid"], atol=1e-5)
+
+
+@several_seeds
+@given(seed=st.integers(0, 2**31))
+def test_what_a_mask_allows_is_legal_and_what_it_forbids_raises(make_env, seed):
+    env = make_env(num_envs=2, budget=3000)
+    rng = np.random.default_rng(seed)
+    policy = RandomPolicy()
+    observation, _ = env.reset(seed=seed)
+    policy.reset(2, seed)
+    for _ in range(env.task.horizon - 1):
+        action = policy.act(observation)
+        for _ in range(20):
+            wild = {name: rng.integers(0, n, 2) for name, n in HEADS.sizes(3).items()}
+            masks = [{name: mask[row] for name, mask in observation["action_mask"].items()} for row in range(2)]
+            decisions = [Decision(**{name: int(c[row]) for name, c in wild.items()}) for row in range(2)]
+            if any(find_illegal(decision, mask) for decision, mask in zip(decisions, masks, strict=True)):
+                before = flat(env.reports[0].masks)
+                with pytest.raises(IllegalMoveError, match="not allowed now"):
+                    env.step(wild)
+                assert same(before, flat(env.reports[0].masks))
+            else:
+                action = wild
+        observation, *_ = env.step(action)
+
+
+@several_seeds
+@given(seed=st.integers(0, 2**31))
+def test_every_observation_is_finite_and_in_range(make_env, seed):
+    env = make_env(num_envs=2, budget=5000)
+    results, _ = play(env, seed=seed, policy_seed=seed)
+    for observation, *_ in results:
+        assert env.observation_space.contains(observation)
+        assert np.isfinite(observation["features"]).all()
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(make_env):
+    first, _ = play(make_env(), seed=3)
+    second, _ = play(make_env(), seed=3)
+    other, _ = play(make_env(), seed=4)
+    for a, b in zip(first, second, strict=True):
+        assert same(a[0], b[0])
+        assert np.array_equal(a[1], b[1])
+    assert not same(first[0][0], other[0][0])
+
+
+def test_worker_processes_change_no_bit(make_env):
+    alone, _ = play(make_env(num_envs=3), seed=3)
+    spread, _ = play(make_env(num_envs=3, num_workers=2), seed=3)
+    for a, b in zip(alone, spread, strict=True):
+        assert same(a[0], b[0])
+        assert np.array_equal(a[1], b[1])
+
+
+def test_rows_do_not_touch_each_other(make_env):
+    wide, narrow = make_env(num_envs=3), make_env(num_envs=1)
+    wide.reset(options={"episode_seeds": [5, 6, 7]})
+    narrow.reset(options={"episode_seeds": [6]})
+    policy = FixedSchedulePolicy()
+    policy.reset(1, 0)
+    random = RandomPolicy()
+    random.reset(3, 0)
+    wide_observation, narrow_observation = wide._observe(), narrow._observe()
+    for _ in range(6):
+        mine = policy.act(narrow_observation)
+        others = random.act(wide_observation)
+        together = {name: np.array([others[name][0], mine[name][0], others[name][2]]) for name in HEADS.names}
+        wide_observation, *_ = wide.step(together)
+        narrow_observation, *_ = narrow.step(mine)
+        assert np.array_equal(wide_observation["features"][1], narrow_observation["features"][0])
+
+
+def test_a_run_goes_on_from_its_state_bit_for_bit(make_env):
+    env, other = make_env(), make_env()
+    policy = RandomPolicy()
+    observation, _ = env.reset(seed=2)
+    policy.reset(2, 0)
+    for _ in range(11):  # into the second episode
+        observation, *_ = env.step(policy.act(observation))
+    state = json.loads(json.dumps(env.state_dict()))
+    assert same(other.load_state_dict(state), observation)
+    for _ in range(8):
+        action = policy.act(observation)
+        observation, rewards, *_ = env.step(action)
+        resumed, resumed_rewards, *_ = other.step(action)
+        assert same(observation, resumed)
+        assert np.array_equal(rewards, resumed_rewards)
+
+
+def test_same_step_autoreset_shows_the_last_observation_and_begins_anew(make_env):
+    env = make_env(horizon=3)
+    results, _ = play(env, seed=0)
+    observation, _, terminated, _, info = results[-1]
+    assert terminated.all()
+    assert info["_final_obs"].all()
+    assert ObservationView(info["final_obs"][0]["features"], info["final_obs"][0]["blueprints"])["progress"] == 1.0
+    assert ObservationView(observation["features"][0], observation["blueprints"][0])["progress"] == 0.0
+
+
+def test_next_step_autoreset_gives_one_row_without_reward(make_env):
+    env = make_env(horizon=3, autoreset_mode=AutoresetMode.NEXT_STEP)
+    results, actions = play(env, seed=0)
+    assert results[-1][2].all()
+    assert "final_obs" not in results[-1][4]
+    observation, rewards, terminated, _, _ = env.step(actions[-1])
+    assert not terminated.any()
+    assert not rewards.any()
+    assert ObservationView(observation["features"][0], observation["blueprints"][0])["progress"] == 0.0
+
+
+def test_episode_seeds_differ_between_rows_and_episodes(make_env):
+    env = make_env(num_envs=3, horizon=2)
+    seeds = []
+    env.reset(seed=0)
+    for _ in range(3):
+        seeds += [episode.seed for episode in env.episodes]
+        for _ in range(2):
+            env.step({name: np.zeros(3, dtype=np.int64) for name in HEADS.names})
+    assert len(set(seeds)) == 9
+
+
+def test_an_agent_without_masks_can_wait_instead(make_env):
+    env = make_env(on_illegal="wait")
+    env.reset(seed=0)
+    action = {name: np.zeros(2, dtype=np.int64) for name in HEADS.names} | {"op": np.array([Op.ADVANCE, Op.GERMINATE])}
+    *_, info = env.step(action)
+    assert info["illegal"].tolist() == [True, False]
+    assert env.reports[0].reading.added_params == 0
+    assert env.reports[1].reading.added_params > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "mnist2d"}, "mnist1d"),
+        ({"blueprints": ("konv",)}, "konv"),
+        ({"autoreset_mode": "Disabled"}, "SAME_STEP or NEXT_STEP"),
+        ({"on_illegal": "ignore"}, "'raise' or 'wait'"),
+    ],
+)
+def test_a_bad_argument_gets_a_clear_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GrowthVectorEnv(2, **arguments)
+
+
+def test_a_bad_action_gets_a_clear_error(make_env):
+    env = make_env()
+    action = {name: np.zeros(2, dtype=np.int64) for name in HEADS.names}
+    with pytest.raises(RuntimeError, match="reset"):
+        env.step(action)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="missing \\['op'\\]"):
+        env.step({name: choice for name, choice in action.items() if name != "op"})
+    with pytest.raises(ValueError, match="head 'tempo' takes a choice from 0 to 3"):
+        env.step(action | {"tempo": np.array([0, 9])})
+    with pytest.raises(ValueError, match="expected 2 choices for head 'slot'"):
+        env.step(action | {"slot": np.array([0])})

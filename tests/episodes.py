@@ -1,0 +1,40 @@
+"""Helpers for tests that play episodes: a quick but real task, and comparisons bit for bit."""
+
+import numpy as np
+
+from esper.tamiyo.policy.rules import RandomPolicy
+from esper.tasks import get_task
+
+
+def quick_task(name="digits", horizon=8):
+    """The named task with short episodes of two batches a decision."""
+    task = get_task(name)
+    task.horizon, task.steps_per_decision, task.batch_size = horizon, 2, 32
+    return task
+
+
+def play(env, policy=None, seed=0, steps=None, policy_seed=0):
+    """Play one episode in every row; (list of step results, list of actions)."""
+    policy = policy or RandomPolicy()
+    observation, _ = env.reset(seed=seed)
+    policy.reset(env.num_envs, policy_seed)
+    results, actions = [], []
+    for _ in range(steps or env.task.horizon):
+        action = policy.act(observation)
+        results.append(env.step(action))
+        actions.append(action)
+        observation = results[-1][0]
+    return results, actions
+
+
+def flat(tree):
+    """All arrays of a nest of dicts, by path."""
+    if isinstance(tree, dict):
+        return {f"{k}/{path}" if path else k: leaf for k, v in tree.items() for path, leaf in flat(v).items()}
+    return {"": np.asarray(tree)}
+
+
+def same(a, b):
+    """Whether two nests of arrays are equal bit for bit."""
+    a, b = flat(a), flat(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)

@@ -18,6 +18,10 @@ from esper.observation import RunReading
 from esper.tasks import Task
 
 
+ATTRIBUTION_SAMPLES = 256
+"""Validation samples on which the contribution of a seed is measured; both sides of the difference see the same."""
+
+
 class EpisodeData:
     """The training data of one episode and the order in which it is seen, fixed by the episode alone.
 
@@ -91,7 +95,7 @@ class HostRun:
             self.governor.roll_back()
         self.train_losses.append(train_loss)
         self._evaluate_and_record()
-        contributions(self.network, self._evaluate, (self.val_losses[-1], self.scores[-1]))
+        contributions(self.network, self._evaluate_sample)
         if not self.rolled_back:
             self.governor.take_snapshot()
 
@@ -143,6 +147,11 @@ class HostRun:
         x, y = (splits.val_x, splits.val_y) if x is None or y is None else (x, y)
         output = self.network.model.eval()(x)
         return float(self.task.loss(output, y)), float(self.task.score(output, y))
+
+    def _evaluate_sample(self) -> tuple[float, float]:
+        """(loss, score) on the first validation samples: what contributions are measured on, to keep them cheap."""
+        splits = self.task.splits()
+        return self._evaluate(splits.val_x[:ATTRIBUTION_SAMPLES], splits.val_y[:ATTRIBUTION_SAMPLES])
 
     def _evaluate_and_record(self) -> None:
         loss, score = self._evaluate()

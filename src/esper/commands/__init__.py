@@ -1,0 +1,1 @@
+"""The commands of ``esper``, one module each: a typed config dataclass and what it does."""

@@ -1,0 +1,194 @@
+"""``esper train``: train Tamiyo on growing networks, then compare it honestly with the other controllers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from gymnasium.vector import AutoresetMode
+from rich.console import Console
+
+from esper import simic
+from esper.env.growth_env import GrowthVectorEnv
+from esper.env.reward import RewardConfig
+from esper.evaluation.comparison import Comparison, compare
+from esper.evaluation.figure import growth_figure
+from esper.evaluation.progress import EpisodeProgress
+from esper.evaluation.protocol import evaluation_seeds
+from esper.evaluation.record import median_growth
+from esper.run_directory import write_json_atomic
+from esper.simic.ppo import PPOConfig
+from esper.simic.training.config import NetworkConfig, TrainConfig
+from esper.simic.training.progress import Progress
+from esper.tamiyo.policy.base import Policy
+from esper.tamiyo.policy.learned import LearnedPolicy
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+from esper.tasks import get_task
+
+TAMIYO = "Tamiyo"
+
+PPO_FOR_GROWTH = PPOConfig(
+    learning_rate=1e-3,
+    gamma=1.0,
+    gae_lambda=0.95,
+    epochs=6,
+    minibatches=4,
+    entropy_coefficient=0.01,
+)
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Train Tamiyo with PPO on growing networks, and compare it with the other controllers."""
+
+    task: tuple[str, ...] = ("digits", "mnist1d")
+    """Tasks to train on, one or several (see `esper tasks`)."""
+    num_envs: int = 16
+    """Networks that grow side by side, for each task."""
+    updates: int = 40
+    """PPO updates; one update is one episode of every network."""
+    seed: int = 0
+    """Decides everything: the same seed gives the same run, bit for bit, on one machine."""
+    rent: float = 0.02
+    """Price of a doubling of the parameters, in points of score (0.02 is two points)."""
+    budget: int | None = None
+    """Cap on added parameters of each network; none by default."""
+    num_workers: int = max(1, min(2, os.cpu_count() or 1))
+    """Processes that train the networks; results do not depend on it."""
+    eval_episodes: int = 20
+    """Unseen episodes of each controller on each task in the comparison at the end."""
+    out: Path | None = None
+    """Directory of the run [default: runs/train-DATE-TIME]."""
+    resume: Path | None = None
+    """Directory of a run to go on with; all other options are then read from it."""
+    quiet: bool = False
+    """One line an update, for logs, in place of the live display."""
+    ppo: PPOConfig = field(default_factory=lambda: PPO_FOR_GROWTH)
+    """How the policy learns."""
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(probability_floor=0.002))
+    """Sizes of the policy's network."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "updates", "num_workers", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+
+    def run(self, console: Console) -> None:
+        """Train, compare, write everything into the run directory and say where."""
+        run_dir = self._directory()
+        command = load_command(run_dir, self) if self.resume else self
+        if not self.resume:
+            write_json_atomic(run_dir / "command.json", command.to_json())
+        policy = command.train(run_dir, console)
+        comparison = command.compare(policy, console)
+        written = write_comparison(comparison, run_dir)
+        console.print(comparison.table(TAMIYO))
+        console.print("Written:")
+        for path in (run_dir / "config.json", run_dir / "metrics.jsonl", run_dir / "checkpoint", *written):
+            console.print(f"  {path}", soft_wrap=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The options that a resumed run goes on with, as plain JSON data."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("out", "resume", "quiet")}
+
+    # ------------------------------------------------------------------ pieces
+
+    def _directory(self) -> Path:
+        if self.resume is not None:
+            if not (self.resume / "command.json").is_file():
+                raise FileNotFoundError(
+                    f"expected the directory of an `esper train` run, but {self.resume / 'command.json'} does not exist"
+                )
+            return self.resume
+        run_dir = self.out or Path("runs") / datetime.now().strftime("train-%Y%m%d-%H%M%S")
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise FileExistsError(
+                f"{run_dir} exists and is not empty; go on with it by --resume {run_dir}, or choose another --out"
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return run_dir
+
+    def make_env(self, task: str, num_envs: int, autoreset_mode: AutoresetMode) -> GrowthVectorEnv:
+        """The environment of this run for one task."""
+        return GrowthVectorEnv(
+            num_envs,
+            task,
+            reward=RewardConfig(rent=self.rent),
+            budget=self.budget,
+            autoreset_mode=autoreset_mode,
+            num_workers=self.num_workers,
+        )
+
+    def train(self, run_dir: Path, console: Console) -> LSTMPolicyBundle:
+        """Train Tamiyo; the trained policy."""
+        horizons = {name: get_task(name).horizon for name in self.task}
+        if len(set(horizons.values())) != 1:
+            raise ValueError(f"tasks that are trained together must have the same horizon, got {horizons}")
+        envs = [self.make_env(name, self.num_envs, AutoresetMode.SAME_STEP) for name in self.task]
+        config = TrainConfig(
+            seed=self.seed,
+            updates=self.updates,
+            num_steps=next(iter(horizons.values())),
+            ppo=self.ppo,
+            network=self.network,
+            normalize_observations=False,
+            normalize_rewards=False,
+            checkpoint_every=1,
+        )
+        try:
+            return simic.train(
+                envs,
+                config=config,
+                run_dir=run_dir,
+                callback=Progress(console=console, quiet=self.quiet),
+                resume=self.resume is not None or (run_dir / "checkpoint").exists(),
+            ).policy
+        finally:
+            for env in envs:
+                env.close()
+
+    def compare(self, policy: LSTMPolicyBundle, console: Console) -> Comparison:
+        """All controllers on episodes that were not trained on, and on test data."""
+        arms: dict[str, Policy] = {
+            "host alone": WaitPolicy(),
+            "random legal": RandomPolicy(),
+            "fixed schedule": FixedSchedulePolicy(),
+            "heuristic": HeuristicPolicy(),
+            TAMIYO: LearnedPolicy(policy),
+        }
+        seeds = evaluation_seeds(self.eval_episodes, seed=self.seed, purpose="test")
+        envs = [self.make_env(name, self.eval_episodes, AutoresetMode.NEXT_STEP) for name in self.task]
+        try:
+            with EpisodeProgress(len(arms) * len(envs), console=console, quiet=self.quiet) as progress:
+                return compare(envs, arms, seeds, progress.on_decision)
+        finally:
+            for env in envs:
+                env.close()
+
+
+def load_command(run_dir: Path, given: TrainCommand) -> TrainCommand:
+    """The command that began the run in ``run_dir``, with the display options of ``given``."""
+    stored = json.loads((run_dir / "command.json").read_text(encoding="utf-8"))
+    stored["task"] = tuple(stored["task"])
+    stored["ppo"] = PPOConfig(**stored["ppo"])
+    stored["network"] = NetworkConfig(**stored["network"])
+    return TrainCommand(**stored, resume=run_dir, quiet=given.quiet)
+
+
+def write_comparison(comparison: Comparison, run_dir: Path) -> list[Path]:
+    """Write ``comparison.json`` and one growth figure a task; what was written."""
+    written = [run_dir / "comparison.json"]
+    write_json_atomic(written[0], comparison.to_json(TAMIYO))
+    for task in comparison.tasks:
+        written.append(run_dir / f"growth-{task}.png")
+        growth_figure(median_growth(comparison, task, TAMIYO), written[-1])
+    return written
+
+

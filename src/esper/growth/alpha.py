@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from esper.actions import CURVES
 
@@ -68,7 +67,3 @@ class Ramp:
     def after_one_decision(self) -> Ramp:
         """The same ramp one decision later."""
         return Ramp(self.start, self.target, self.decisions, self.curve, self.elapsed + 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """This ramp as plain data; ``Ramp(**data)`` reads it back."""
-        return asdict(self)

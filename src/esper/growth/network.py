@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
@@ -14,18 +14,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, HEADS, STYLES, TEMPOS, Decision
+from esper.growth import checkpoint
 from esper.growth import optimizer as surgery
-from esper.growth.alpha import Ramp
 from esper.growth.attach import resolve_slots, survey
 from esper.growth.blueprints import BLUEPRINTS, count_parameters
 from esper.growth.grown import assemble
-from esper.growth.seed import Seed, plant
-from esper.growth.slot import Life, Mode, Slot, SlotStatistics
+from esper.growth.seed import plant
+from esper.growth.slot import Mode, Slot, device_of, number
 from esper.lifecycle import Op, Stage, check_legal, is_legal
 from esper.observation import SlotReading
-
-STATE_FORMAT = 1
-"""Version of what :meth:`GrowingNetwork.state_dict` writes."""
 
 _HOSTS: WeakSet[nn.Module] = WeakSet()
 """Models that are growing now."""
@@ -260,19 +257,12 @@ class GrowingNetwork:
     def _germinate(self, slot: Slot, decision: Decision) -> Event:
         blueprint, style = BLUEPRINT_NAMES[decision.blueprint], STYLES[decision.style]
         entropy = (self.seed, self.slots.index(slot), slot.life.germinations)
-        seed = plant(blueprint, slot.spec, style, entropy=entropy, device=self._device_of(slot), dtype=slot.dtype)
+        seed = plant(blueprint, slot.spec, style, entropy=entropy, device=device_of(slot, self.model), dtype=slot.dtype)
         slot.germinate(seed, decision.blueprint, decision.style)
         if self.optimizer is not None:
             group = surgery.home_group(self.optimizer, slot.module)
             surgery.join(self.optimizer, group, slot.named_parameters())
         return self._event(slot, "germinated")
-
-    def _device_of(self, slot: Slot) -> torch.device:
-        """Where the slot's module is now; a model may have moved since the example."""
-        for module in (slot.module, self.model):
-            for parameter in module.parameters():
-                return parameter.device
-        return slot.device
 
     def _clear(self, slot: Slot) -> Event:
         """Take the seed out, with its parameters and their optimizer state."""
@@ -282,6 +272,16 @@ class GrowingNetwork:
         slot.clear()
         return Event(self.decision, slot.name, "pruned", slot.stage, blueprint, 0.0)
 
+    def evict(self, slot: int) -> Event:
+        """Take an undecided seed out at once, whatever its alpha; the cool-down begins. For emergencies.
+
+        Raises:
+            IllegalMoveError: If the slot holds no undecided seed.
+        """
+        chosen = self.slots[slot]
+        check_legal(Op.PRUNE, chosen.stage, slot=chosen.name)
+        return self._clear(chosen)
+
     def _event(self, slot: Slot, kind: str) -> Event:
         return Event(self.decision, slot.name, kind, slot.stage, slot.blueprint, slot.alpha)
 
@@ -290,7 +290,7 @@ class GrowingNetwork:
     def slot_readings(self) -> list[SlotReading]:
         """What is known about every slot, for the observation."""
         affordable = self._affordable().mean(axis=1)
-        host = _number(self.host_gradient_rms)
+        host = number(self.host_gradient_rms)
         return [
             SlotReading(
                 kind=slot.spec.kind,
@@ -311,11 +311,11 @@ class GrowingNetwork:
                 contribution=slot.life.contribution,
                 contribution_before=slot.life.contribution_before,
                 contribution_age=slot.life.contribution_age,
-                seed_gradient_rms=_number(slot.statistics.seed_gradient_rms),
+                seed_gradient_rms=number(slot.statistics.seed_gradient_rms),
                 host_gradient_rms=host,
-                slot_gradient_rms=_number(slot.statistics.slot_gradient_rms),
-                activation_rms=_number(slot.statistics.activation_rms),
-                seed_output_rms=_number(slot.statistics.seed_output_rms),
+                slot_gradient_rms=number(slot.statistics.slot_gradient_rms),
+                activation_rms=number(slot.statistics.activation_rms),
+                seed_output_rms=number(slot.statistics.seed_output_rms),
                 affordable_share=float(affordable[index]),
                 germinations=slot.life.germinations,
                 prunes=slot.life.prunes,
@@ -382,33 +382,14 @@ class GrowingNetwork:
             slot.detach()
         _HOSTS.discard(self.model)
 
-    # ------------------------------------------------------------------------------------------- saving
-
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as plain values and tensors.
+        """Everything that a resumed run needs but the host's weights; ``torch.load(weights_only=True)`` reads it.
 
         To resume: build model, optimizer and network as at the start, then load *this state first* (it rebuilds the
         seeds and puts their parameters back into the optimizer's groups at their positions), then the model's and the
         optimizer's.
         """
-        return {
-            "format": STATE_FORMAT,
-            "decision": self.decision,
-            "seed": self.seed,
-            "host_params": self.host_params,
-            "host_gradient_rms": _number(self.host_gradient_rms),
-            "slots": {slot.name: self._slot_state(slot) for slot in self.slots},
-        }
-
-    def _slot_state(self, slot: Slot) -> dict[str, Any]:
-        life = {**asdict(slot.life), "stage": int(slot.stage)}
-        statistics = {name: _number(value) for name, value in vars(slot.statistics).items()}
-        state: dict[str, Any] = {"spec": asdict(slot.spec), "life": life, "statistics": statistics}
-        if slot.seed is not None:
-            state["weights"] = {name: value.detach().clone() for name, value in slot.seed.state_dict().items()}
-            if self.optimizer is not None:
-                state["positions"] = surgery.positions(self.optimizer, slot.parameters())
-        return state
+        return checkpoint.save(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what :meth:`state_dict` saved. Load this before the optimizer's state.
@@ -416,73 +397,7 @@ class GrowingNetwork:
         Raises:
             ValueError: If the state is of another format or another host; nothing has changed then.
         """
-        self._check_state(state)
-        saved = [state["slots"][slot.name] for slot in self.slots]
-        seeds = [self._rebuild(slot, entry) for slot, entry in zip(self.slots, saved, strict=True)]
-        if self.optimizer is not None:
-            self._replace_parameters(saved, seeds)
-        for slot, entry, seed in zip(self.slots, saved, seeds, strict=True):
-            slot.seed = seed
-            slot.life = _life_from(entry["life"])
-            slot.statistics = SlotStatistics(**{n: _tensor(v) for n, v in entry["statistics"].items()})
-            slot.refresh()
-        self.decision = state["decision"]
-        self.seed = state["seed"]
-        self.host_gradient_rms = _tensor(state["host_gradient_rms"])
-
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        if state.get("format") != STATE_FORMAT:
-            raise ValueError(
-                f"expected the state of a GrowingNetwork, format {STATE_FORMAT}; got {state.get('format')}"
-            )
-        ours = {slot.name: asdict(slot.spec) for slot in self.slots}
-        theirs = {name: entry["spec"] for name, entry in state["slots"].items()}
-        if list(ours) != list(theirs) or state["host_params"] != self.host_params:
-            raise ValueError(
-                f"the state is of another host: it has slots {list(theirs)} and {state['host_params']} parameters, "
-                f"this one has {list(ours)} and {self.host_params}"
-            )
-        for name, spec in ours.items():
-            if (spec["kind"], spec["channels"], spec["causal"]) != tuple(
-                theirs[name][key] for key in ("kind", "channels", "causal")
-            ):
-                raise ValueError(f"the state is of another host: slot '{name}' carried {theirs[name]}, here {spec}")
-
-    def _rebuild(self, slot: Slot, entry: Mapping[str, Any]) -> Seed | None:
-        if "weights" not in entry:
-            return None
-        life = entry["life"]
-        blueprint, style = BLUEPRINT_NAMES[life["blueprint"]], STYLES[life["style"]]
-        seed = plant(blueprint, slot.spec, style, entropy=(0,), device=self._device_of(slot), dtype=slot.dtype)
-        seed.load_state_dict(entry["weights"])
-        return seed
-
-    def _replace_parameters(self, saved: Sequence[Mapping[str, Any]], seeds: Sequence[Seed | None]) -> None:
-        """Swap the seeds' parameters in the optimizer for those of the rebuilt seeds, at the recorded positions."""
-        assert self.optimizer is not None
-        placed: dict[tuple[int, int], tuple[str, nn.Parameter]] = {}
-        for slot, entry, seed in zip(self.slots, saved, seeds, strict=True):
-            if seed is None:
-                continue
-            if "positions" not in entry:
-                raise ValueError("the state was saved without an optimizer; build the network without one to load it")
-            names = [(f"{slot.name}.seed.{name}", p) for name, p in seed.named_parameters()]
-            placed.update(zip(map(tuple, entry["positions"]), names, strict=True))
-        present = [p for slot in self.slots for p in slot.parameters()]
-        surgery.replace(self.optimizer, present, placed)
-
-
-def _number(value: Tensor | None) -> float | None:
-    return None if value is None else float(value)
-
-
-def _tensor(value: float | None) -> Tensor | None:
-    return None if value is None else torch.tensor(value)
-
-
-def _life_from(saved: Mapping[str, Any]) -> Life:
-    ramp = None if saved["ramp"] is None else Ramp(**saved["ramp"])
-    return Life(**{**saved, "stage": Stage(saved["stage"]), "ramp": ramp})
+        checkpoint.load(self, state)
 
 
 def _gradient_rms(parameters: Any) -> Tensor | None:

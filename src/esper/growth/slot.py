@@ -48,6 +48,11 @@ def rms(tensor: Tensor) -> Tensor:
     return tensor.detach().float().square().mean().sqrt()
 
 
+def number(value: Tensor | None) -> float | None:
+    """A statistic as a plain number."""
+    return None if value is None else float(value)
+
+
 @dataclass
 class Life:
     """The books of a slot: everything about it but the seed's weights. Plain values, so that it can be saved."""
@@ -131,7 +136,11 @@ class Slot:
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters of the seed, named after the slot."""
         seed = self.seed
-        return [] if seed is None else [(f"{self.name}.seed.{name}", p) for name, p in seed.named_parameters()]
+        return [] if seed is None else [(self.parameter_name(name), p) for name, p in seed.named_parameters()]
+
+    def parameter_name(self, name: str) -> str:
+        """The name outside of the slot of a parameter of its seed."""
+        return f"{self.name}.seed.{name}"
 
     # ------------------------------------------------------------------------------------------- moves
 
@@ -268,6 +277,12 @@ class Slot:
     def _record_gradient(self, grad: Tensor) -> None:
         self.statistics.slot_gradient_rms = rms(grad)
 
+    def enter_contribution(self, value: float) -> None:
+        """Enter a contribution that was measured now."""
+        self.life.contribution_before = self.life.contribution
+        self.life.contribution = value
+        self.life.contribution_age = 0
+
     # ------------------------------------------------------------------------------------------- as if
 
     @contextmanager
@@ -282,3 +297,11 @@ class Slot:
         finally:
             self._mode = before
             self._write_alpha(self.life.alpha)
+
+
+def device_of(slot: Slot, model: nn.Module) -> torch.device:
+    """Where the slot's module is now; a model may have moved since the example."""
+    for module in (slot.module, model):
+        for parameter in module.parameters():
+            return parameter.device
+    return slot.device

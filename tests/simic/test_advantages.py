@@ -89,6 +89,7 @@ def test_an_invalid_row_is_zero_whatever_it_holds() -> None:
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 def test_no_chain_crosses_an_end(end: str) -> None:
     """A huge reward after the end changes nothing before it."""
+
     def advantages(later_reward: float) -> torch.Tensor:
         zeros, flags = torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.bool)
         ends = {"terminated": flags.clone(), "truncated": flags.clone()}

@@ -1,0 +1,318 @@
+"""Proximal policy optimisation for policies that draw their action as a small tree of heads.
+
+Legend: B sequences, L steps (padded), H heads.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347, with the surrogate clipped for each head by itself. The joint
+log-probability of an action is the sum over its heads, so the policy gradient is the sum of the heads' own gradients:
+the root's weighted with its advantage over V(s), the others' with theirs over Q(s, root choice), see
+:mod:`esper.simic.advantages`. A head that the action did not use, or that had only one choice, adds nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.heads import HeadTable
+from esper.simic.rollout_buffer import RolloutBuffer, SequenceBatch, minibatches
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """How the policy learns from a rollout."""
+
+    learning_rate: float = 3e-4
+    """Step size of Adam."""
+    anneal_learning_rate: bool = True
+    """Let the learning rate fall linearly to zero over the training."""
+    gamma: float = 0.99
+    """Discount a step, in [0, 1]."""
+    gae_lambda: float = 0.95
+    """λ of generalised advantage estimation: 0 for one-step differences, 1 for Monte Carlo."""
+    clip: float = 0.2
+    """How far a head's probability ratio may move from 1 before its gradient stops."""
+    epochs: int = 4
+    """Passes over each rollout."""
+    minibatches: int = 4
+    """Gradient steps a pass; sequences stay whole."""
+    max_sequence_length: int | None = None
+    """Steps through which gradients flow back; longer sequences are cut and begin with their stored hidden state.
+    ``None``: through the whole rollout, up to an episode's start."""
+    entropy_coefficient: float = 0.01
+    """Weight of each head's mean entropy (nats) over the rows in which the head could matter."""
+    head_entropy_coefficients: Mapping[str, float] = field(default_factory=dict)
+    """Weights for single heads, by name, in place of ``entropy_coefficient``."""
+    value_coefficient: float = 0.5
+    """Weight of the critic's squared error."""
+    max_grad_norm: float = 0.5
+    """The gradient is scaled down to this norm."""
+    target_kl: float | None = None
+    """Stop the update when the joint policy has moved 1.5 times this far (nats a step); ``None``: never."""
+    normalize_advantages: bool = True
+    """Give each head's advantages mean 0 and standard deviation 1 over the rows in which the head could matter."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1), ("clip", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: expected a number from {low} to {high}, got {getattr(self, name)}")
+        for name in ("epochs", "minibatches", "max_sequence_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "max_grad_norm", "target_kl"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+
+    def entropy_coefficients(self, heads: HeadTable) -> list[float]:
+        """The weight of each head's entropy, in the order of the table.
+
+        Raises:
+            ValueError: When ``head_entropy_coefficients`` names a head that is not in the table.
+        """
+        unknown = sorted(set(self.head_entropy_coefficients) - set(heads.names))
+        if unknown:
+            raise ValueError(f"head_entropy_coefficients names unknown heads {unknown}; the heads are {heads.names}")
+        return [self.head_entropy_coefficients.get(h, self.entropy_coefficient) for h in heads.names]
+
+
+def make_optimizer(policy: LSTMPolicyBundle, config: PPOConfig) -> torch.optim.Optimizer:
+    """Adam over the policy's weights, with the ε of the PPO implementations that are compared with each other."""
+    return torch.optim.Adam(policy.network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
+
+
+def update(
+    policy: LSTMPolicyBundle,
+    optimizer: torch.optim.Optimizer,
+    rollouts: Sequence[RolloutBuffer],
+    config: PPOConfig,
+    generator: torch.Generator | None = None,
+) -> dict[str, float]:
+    """Improve the policy on finished rollouts, with several passes over the same data.
+
+    Args:
+        policy: Learns in place.
+        optimizer: Over the policy's weights.
+        rollouts: One or more, :meth:`RolloutBuffer.finish` called; all are learned from together.
+        config: The hyper-parameters.
+        generator: Decides the minibatches.
+
+    Returns:
+        Metrics. ``/{head}`` means one number a head, over the rows in which that head could matter (NaN when there was
+        none). From the gradient steps, averaged: ``policy_loss``, ``value_loss``, ``grad_norm``, ``kl`` (joint, nats a
+        step), ``kl/{head}``, ``clip_fraction/{head}``, ``gradient_share/{head}`` (share of the policy gradient, taken
+        at the log-probabilities), and ``gradient_steps``. From the first one: ``first_ratio_error/{head}``, the
+        greatest ``|ratio − 1|``, which is rounding error unless rollout and update disagree. And those of
+        :func:`rollout_metrics`.
+
+    Raises:
+        RuntimeError: When the gradient is not finite; the weights are as before that step.
+    """
+    scale = AdvantageScale.of(rollouts) if config.normalize_advantages else AdvantageScale.none()
+    tally = _Tally(policy.heads)
+    for minibatch in _passes(rollouts, config, generator):
+        terms = _combine([_terms(policy, batch, scale, config.clip) for batch in minibatch])
+        tally.add(terms)
+        if config.target_kl is not None and terms.joint_kl / terms.rows > 1.5 * config.target_kl:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        _loss(terms, config, policy.heads).backward()
+        tally.grad_norms.append(_clip_gradient(policy, config.max_grad_norm))
+        optimizer.step()
+    return tally.metrics() | rollout_metrics(rollouts)
+
+
+def _passes(
+    rollouts: Sequence[RolloutBuffer], config: PPOConfig, generator: torch.Generator | None
+) -> Iterator[list[SequenceBatch]]:
+    for _ in range(config.epochs):
+        yield from minibatches(rollouts, config.minibatches, config.max_sequence_length, generator)
+
+
+# ---------------------------------------------------------------------- the loss
+
+
+class AdvantageScale(NamedTuple):
+    """What is taken from, and what divides, each head's advantages, [H] each."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, rollouts: Sequence[RolloutBuffer]) -> AdvantageScale:
+        """Mean and deviation over the rows in which each head could matter; 0 and 1 for a head with fewer than two."""
+        matters = torch.cat([r.could_matter.flatten(0, 1) for r in rollouts])
+        advantages = torch.cat([r.head_advantages().flatten(0, 1) for r in rollouts]) * matters
+        count = matters.sum(0)
+        enough = count > 1
+        mean = advantages.sum(0) / count.clamp(min=1)
+        variance = ((advantages - mean).square() * matters).sum(0) / (count - 1).clamp(min=1)
+        return cls(torch.where(enough, mean, 0.0), torch.where(enough, variance.sqrt() + 1e-8, 1.0))
+
+    @classmethod
+    def none(cls) -> AdvantageScale:
+        """Leaves advantages as they are."""
+        return cls(torch.tensor(0.0), torch.tensor(1.0))
+
+
+class _Terms(NamedTuple):
+    """Sums over the rows of a minibatch; [H] where not said otherwise."""
+
+    rows: Tensor
+    """Number of valid rows, scalar."""
+    head_rows: Tensor
+    """Number of rows in which each head could matter."""
+    surrogate: Tensor
+    """Clipped surrogate objective, with gradient."""
+    squared_error: Tensor
+    """Of the critic, scalar, with gradient."""
+    entropy: Tensor
+    """With gradient."""
+    joint_kl: Tensor
+    """Scalar."""
+    kl: Tensor
+    clipped: Tensor
+    gradient: Tensor
+    """Absolute gradient of the surrogate at the log-probabilities."""
+    ratio_error: Tensor
+    """Greatest |ratio − 1|: not a sum."""
+
+
+def _terms(policy: LSTMPolicyBundle, batch: SequenceBatch, scale: AdvantageScale, clip: float) -> _Terms:
+    names = policy.heads.names
+    evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden)
+    log_probs = torch.stack([evaluation.log_probs[h] for h in names], dim=-1)
+    entropies = torch.stack([evaluation.entropy[h] for h in names], dim=-1)
+
+    # Where a head could not matter its ratio is 1 and its advantage 0, so that it adds exactly nothing.
+    idle = ~batch.could_matter
+    log_ratio = (log_probs - batch.log_probs).masked_fill(idle, 0.0)
+    ratio = log_ratio.exp()
+    advantages = ((batch.advantages - scale.mean) / scale.std).masked_fill(idle, 0.0)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    error = (evaluation.values - batch.targets).masked_fill(~batch.valid, 0.0)
+
+    over_rows = (0, 1)
+    with torch.no_grad():
+        joint = log_ratio.sum(-1)
+        stopped = (ratio - 1) * advantages.sign() > clip
+        statistics = {
+            # Schulman's estimator (ratio − 1) − log ratio: unbiased, never negative, of low variance.
+            "joint_kl": (joint.exp() - 1 - joint).sum(),
+            "kl": (ratio - 1 - log_ratio).sum(over_rows),
+            "clipped": ((ratio - 1).abs() > clip).sum(over_rows),
+            "gradient": (ratio * advantages).abs().masked_fill(stopped, 0.0).sum(over_rows),
+            "ratio_error": (ratio - 1).abs().amax(over_rows),
+        }
+    return _Terms(
+        rows=batch.valid.sum(),
+        head_rows=batch.could_matter.sum(over_rows),
+        surrogate=surrogate.sum(over_rows),
+        squared_error=error.square().sum(),
+        entropy=entropies.masked_fill(idle, 0.0).sum(over_rows),
+        **statistics,
+    )
+
+
+def _combine(parts: Sequence[_Terms]) -> _Terms:
+    sums = _Terms(*[torch.stack(column).sum(0) for column in zip(*parts, strict=True)])
+    return sums._replace(ratio_error=torch.stack([part.ratio_error for part in parts]).amax(0))
+
+
+def _loss(terms: _Terms, config: PPOConfig, heads: HeadTable) -> Tensor:
+    policy_loss = -terms.surrogate.sum() / terms.rows
+    value_loss = 0.5 * terms.squared_error / terms.rows
+    entropy = terms.entropy / terms.head_rows.clamp(min=1)
+    return (
+        policy_loss
+        + config.value_coefficient * value_loss
+        - (entropy * entropy.new_tensor(config.entropy_coefficients(heads))).sum()
+    )
+
+
+def _clip_gradient(policy: LSTMPolicyBundle, max_norm: float) -> float:
+    """Scale the gradient down to ``max_norm``; its norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(policy.network.parameters(), max_norm, foreach=True).item()
+    if not math.isfinite(norm):
+        raise RuntimeError(
+            f"the gradient is not finite (norm {norm}); the weights were left as they were. Look at the rewards "
+            "(normalize_rewards keeps returns small) or lower learning_rate"
+        )
+    return norm
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+class _Tally:
+    """Adds up what the gradient steps of one update report."""
+
+    def __init__(self, heads: HeadTable) -> None:
+        self.heads = heads
+        self.terms: list[_Terms] = []
+        self.grad_norms: list[float] = []
+
+    def add(self, terms: _Terms) -> None:
+        self.terms.append(_Terms(*[part.detach() for part in terms]))
+
+    def metrics(self) -> dict[str, float]:
+        total = _combine(self.terms)
+        metrics: dict[str, Tensor | float] = {
+            "policy_loss": -total.surrogate.sum() / total.rows,
+            "value_loss": 0.5 * total.squared_error / total.rows,
+            "kl": total.joint_kl / total.rows,
+            "gradient_steps": len(self.grad_norms),
+            "grad_norm": sum(self.grad_norms) / max(len(self.grad_norms), 1),
+            **_by_head("kl", self.heads, total.kl / total.head_rows),
+            **_by_head("clip_fraction", self.heads, total.clipped / total.head_rows),
+            **_by_head("gradient_share", self.heads, total.gradient / total.gradient.sum()),
+            **_by_head("first_ratio_error", self.heads, self.terms[0].ratio_error),
+        }
+        return {name: float(value) for name, value in metrics.items()}
+
+
+def rollout_metrics(rollouts: Sequence[RolloutBuffer]) -> dict[str, float]:
+    """What the rollouts say about the policy and the critic that made them.
+
+    Returns:
+        ``explained_variance`` (share of the variance of the λ-returns that V(s) explains; 1 is perfect, 0 no better
+        than a constant), ``advantage_mean/{head}`` and ``advantage_std/{head}`` before normalisation,
+        ``entropy/{head}`` (conditional, nats), ``normalized_entropy/{head}`` (in units of the logarithm of the number
+        of allowed choices: 1 is uniform, 0 is certain), ``head_share/{head}`` (share of the steps in which the head
+        could matter), and ``choice_share/{choice}`` of the root head.
+    """
+    heads = rollouts[0].heads
+    valid = torch.cat([r["valid"].flatten() for r in rollouts])
+    matters = torch.cat([r.could_matter.flatten(0, 1) for r in rollouts])
+    entropies = torch.cat([r["entropies"].flatten(0, 1) for r in rollouts])
+    allowed = torch.cat([r.num_allowed().flatten(0, 1) for r in rollouts])
+    advantages = torch.cat([r.advantages.root.flatten() for r in rollouts if r.advantages is not None])[valid]
+    returns = torch.cat([r.advantages.targets.flatten() for r in rollouts if r.advantages is not None])[valid]
+    roots = torch.cat([r["actions"][..., 0].flatten() for r in rollouts])[valid]
+    scale = AdvantageScale.of(rollouts)
+    count = matters.sum(0)
+    normalized = entropies / allowed.clamp(min=2).log()
+    shares = torch.bincount(roots, minlength=heads.root.num_choices) / len(roots)
+    metrics = {
+        "explained_variance": 1 - advantages.var(correction=0) / returns.var(correction=0),
+        **_by_head("advantage_mean", heads, torch.where(count > 1, scale.mean, math.nan)),
+        **_by_head("advantage_std", heads, torch.where(count > 1, scale.std, math.nan)),
+        **_by_head("entropy", heads, (entropies * matters).sum(0) / count),
+        **_by_head("normalized_entropy", heads, (normalized * matters).sum(0) / count),
+        **_by_head("head_share", heads, count / len(roots)),
+        **{f"choice_share/{name}": share for name, share in zip(root_choices(heads), shares, strict=True)},
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def root_choices(heads: HeadTable) -> tuple[str, ...]:
+    """Names of the root's choices, or their numbers where they have none."""
+    return heads.root.choices or tuple(str(i) for i in range(heads.root.num_choices))
+
+
+def _by_head(name: str, heads: HeadTable, values: Tensor) -> dict[str, Tensor]:
+    return {f"{name}/{head}": value for head, value in zip(heads.names, values, strict=True)}

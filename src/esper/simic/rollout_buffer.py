@@ -1,0 +1,323 @@
+"""Where rollouts are kept, and how they become padded sequences for the update.
+
+Legend: T steps, K environments, H heads, B sequences of a batch, L their longest length, D features, S slots.
+
+A recurrent policy learns from sequences that begin with the hidden state they had in the rollout. An episode that
+ends inside the rollout ends its sequence and the next one begins with its own stored state, so the update needs neither
+a Python loop over time nor a reset inside a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esper.heads import HeadTable
+from esper.simic.advantages import Advantages, compute_advantages
+from esper.tamiyo.networks.checks import Hidden
+from esper.tamiyo.networks.factored_lstm import ActionOutput
+from esper.tamiyo.policy.lstm_bundle import PolicyInput
+
+
+@dataclass
+class Transition:
+    """One step of K environments, as the collector saw it."""
+
+    inputs: PolicyInput
+    hidden: Hidden
+    """Hidden state *before* the step, zero where an episode begins."""
+    output: ActionOutput
+    rewards: Tensor
+    """[K] float."""
+    terminated: Tensor
+    """[K] bool."""
+    truncated: Tensor
+    """[K] bool."""
+    episode_starts: Tensor
+    """[K] bool: the step is the first of its episode."""
+    valid: Tensor
+    """[K] bool: False where the step belongs to no episode (the reset row of next-step autoreset)."""
+    final_values: Tensor | None = None
+    """[K]: V of the final observation where the episode was truncated (same-step autoreset). ``None`` under next-step
+    autoreset, where the next row holds the final observation and so its value."""
+
+
+class SequenceBatch(NamedTuple):
+    """B sequences, padded at their ends to a common length L. Padding allows every choice and is not ``valid``."""
+
+    inputs: PolicyInput
+    """features [B, L, D], indices [B, L, S], masks {head: [B, L, ...] or None}."""
+    hidden: Hidden
+    """The stored hidden state each sequence begins with."""
+    actions: dict[str, Tensor]
+    """{head: [B, L] int64}."""
+    log_probs: Tensor
+    """[B, L, H], of the stored actions at rollout time."""
+    advantages: Tensor
+    """[B, L, H]: of the root for the first head, of the heads after it for the others."""
+    targets: Tensor
+    """[B, L], what Q(s, stored root choice) learns."""
+    valid: Tensor
+    """[B, L] bool."""
+    could_matter: Tensor
+    """[B, L, H] bool: the row is valid, its action uses the head, and more than one choice was allowed."""
+
+
+class RolloutBuffer:
+    """T steps of K environments, as plain detached copies in storage of its own.
+
+    Whatever :meth:`add` is given is *copied* into preallocated tensors. So the buffer can hold no autograd graph and no
+    inference tensor, however the rollout was made, and hidden states taken from it never tie two episodes together.
+
+    Args:
+        num_steps: T.
+        num_envs: K.
+        heads: The policy's heads.
+
+    Call :meth:`add` T times, then :meth:`finish`; :meth:`clear` makes it ready for the next rollout.
+    """
+
+    def __init__(self, num_steps: int, num_envs: int, heads: HeadTable) -> None:
+        self.num_steps, self.num_envs, self.heads = num_steps, num_envs, heads
+        self.position = 0
+        self.advantages: Advantages | None = None
+        self._rows: dict[str, Tensor] = {}
+        self._masks: dict[str, Tensor] = {}
+        self._could_matter: Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget the rollout; the storage is used again."""
+        self.position = 0
+        self.advantages = self._could_matter = None
+        for mask in self._masks.values():
+            mask.fill_(True)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The stored rows [T, K, ...] called ``name``.
+
+        Names: ``features``, ``actions``, ``log_probs`` and ``entropies`` [T, K, H], ``chosen_values``,
+        ``state_values``, ``rewards``, ``terminated``, ``truncated``, ``episode_starts``, ``valid``, ``hidden_0`` and
+        ``hidden_1`` [T, layers, K, width]; with slots ``indices``; after same-step autoreset ``final_values``.
+        """
+        return self._rows[name]
+
+    # ------------------------------------------------------------------ storing
+
+    def add(self, transition: Transition) -> None:
+        """Copy one step in.
+
+        Raises:
+            ValueError: When the buffer is full, or a tensor's shape differs from that of the steps before.
+        """
+        if self.position == self.num_steps:
+            raise ValueError(f"the buffer already holds its {self.num_steps} steps; call finish() and then clear()")
+        with torch.inference_mode(False), torch.no_grad():
+            for name, tensor in self._flat(transition).items():
+                self._store(self._rows, name, tensor)
+            for head, mask in transition.inputs.masks.items():
+                self._store_mask(head, mask)
+        self.position += 1
+
+    def _flat(self, transition: Transition) -> dict[str, Tensor]:
+        output, names = transition.output, self.heads.names
+        rows = {
+            "features": transition.inputs.features,
+            "actions": torch.stack([output.actions[h] for h in names], dim=-1),
+            "log_probs": torch.stack([output.log_probs[h] for h in names], dim=-1),
+            "entropies": torch.stack([output.entropies[h] for h in names], dim=-1),
+            "chosen_values": output.value,
+            "state_values": output.state_value,
+            "hidden_0": transition.hidden[0],
+            "hidden_1": transition.hidden[1],
+            "rewards": transition.rewards,
+            "terminated": transition.terminated,
+            "truncated": transition.truncated,
+            "episode_starts": transition.episode_starts,
+            "valid": transition.valid,
+        }
+        if transition.inputs.indices is not None:
+            rows["indices"] = transition.inputs.indices
+        if transition.final_values is not None:
+            rows["final_values"] = transition.final_values
+        return rows
+
+    def _store(self, storage: dict[str, Tensor], name: str, tensor: Tensor, *, fill: bool = False) -> None:
+        if name not in storage:
+            storage[name] = torch.full((self.num_steps, *tensor.shape), fill, dtype=tensor.dtype, device=tensor.device)
+        place = storage[name][self.position]
+        if place.shape != tensor.shape:
+            raise ValueError(f"'{name}': expected shape {tuple(place.shape)} as before, got {tuple(tensor.shape)}")
+        place.copy_(tensor)
+
+    def _store_mask(self, head: str, mask: Tensor | None) -> None:
+        if mask is not None:
+            self._store(self._masks, head, mask, fill=True)
+        # A head without a mask allows everything; its storage, where there is one, was filled with True.
+
+    # ------------------------------------------------------------------ after the last step
+
+    def finish(self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float = 1.0) -> None:
+        """Compute the advantages of the whole rollout.
+
+        Args:
+            last_values: V of the state that followed the last step, [K].
+            gamma: Discount a step.
+            gae_lambda: λ of GAE.
+            reward_scale: What rewards are multiplied with before the critic learns them.
+        """
+        if self.position != self.num_steps:
+            raise ValueError(f"expected {self.num_steps} steps before finish(), got {self.position}")
+        next_values = torch.cat([self["state_values"][1:], last_values.detach().clone()[None]])
+        if "final_values" in self._rows:
+            next_values = torch.where(self["truncated"], self["final_values"], next_values)
+        self.advantages = compute_advantages(
+            rewards=self["rewards"] * reward_scale,
+            state_values=self["state_values"],
+            chosen_values=self["chosen_values"],
+            next_values=next_values,
+            terminated=self["terminated"],
+            truncated=self["truncated"],
+            valid=self["valid"],
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+        )
+
+    # ------------------------------------------------------------------ what the heads had to choose from
+
+    def num_allowed(self) -> Tensor:
+        """How many choices each head had, [T, K, H], given the choice its parent took."""
+        counts = []
+        for head in self.heads:
+            mask = self._masks.get(head.name)
+            if mask is None:
+                size = head.num_choices or self["indices"].shape[-1]
+                counts.append(torch.full_like(self["actions"][..., 0], size))
+                continue
+            if mask.dim() == 4:
+                parent = self["actions"][..., self.heads.names.index(str(head.parent))]
+                mask = mask.gather(2, parent[..., None, None].expand(-1, -1, 1, mask.shape[-1])).squeeze(2)
+            counts.append(mask.sum(-1))
+        return torch.stack(counts, dim=-1)
+
+    @property
+    def could_matter(self) -> Tensor:
+        """[T, K, H] bool: the row is valid, its action uses the head, and more than one choice was allowed."""
+        if self._could_matter is None:
+            used = used_heads(self.heads, self["actions"])
+            self._could_matter = self["valid"][..., None] & used & (self.num_allowed() > 1)
+        return self._could_matter
+
+    def head_advantages(self) -> Tensor:
+        """[T, K, H]: of the root for the first head, of the heads after it for the others."""
+        assert self.advantages is not None, "finish() computes the advantages"
+        return torch.stack([self.advantages.root] + [self.advantages.dependent] * (len(self.heads) - 1), dim=-1)
+
+    # ------------------------------------------------------------------ sequences
+
+    def sequences(self, max_length: int | None = None) -> Sequences:
+        """The rollout cut at every episode start, at rows that are not valid, and every ``max_length`` steps."""
+        valid = self["valid"].T
+        time = torch.arange(self.num_steps, device=valid.device).expand_as(valid)
+        after_gap = torch.ones_like(valid)
+        after_gap[:, 1:] = ~valid[:, :-1]
+        begins = valid & (self["episode_starts"].T | after_gap)
+        if max_length is not None:
+            began = torch.where(begins, time, 0).cummax(dim=1).values
+            begins = valid & ((time - began) % max_length == 0)
+        environment, start = begins.nonzero(as_tuple=True)
+        # Rows of one sequence are contiguous, so the running count of beginnings numbers them.
+        number = begins.flatten().cumsum(0) - 1
+        length = torch.bincount(number[valid.flatten()], minlength=len(start))
+        return Sequences(self, environment, start, length)
+
+    def gather(self, environment: Tensor, start: Tensor, length: Tensor) -> SequenceBatch:
+        """The sequences that begin at these places, [B] each, padded to the longest."""
+        assert self.advantages is not None, "finish() comes before the update"
+        offset = torch.arange(int(length.max()), device=length.device)
+        valid = offset < length[:, None]
+        padding = ~valid
+        row = (start[:, None] + offset).clamp(max=self.num_steps - 1) * self.num_envs + environment[:, None]
+
+        def take(rows: Tensor) -> Tensor:
+            return rows.flatten(0, 1)[row]
+
+        def padded(rows: Tensor, fill: float) -> Tensor:
+            taken = take(rows)
+            return taken.masked_fill(padding.view(*padding.shape, *[1] * (taken.dim() - 2)), fill)
+
+        actions = padded(self["actions"], 0)
+        masks = {h: padded(self._masks[h], True) if h in self._masks else None for h in self.heads.names}
+        return SequenceBatch(
+            inputs=PolicyInput(
+                features=padded(self["features"], 0.0),
+                indices=padded(self["indices"], -1) if "indices" in self._rows else None,
+                masks=masks,
+            ),
+            hidden=(
+                self["hidden_0"][start, :, environment].transpose(0, 1).contiguous(),
+                self["hidden_1"][start, :, environment].transpose(0, 1).contiguous(),
+            ),
+            actions={h: actions[..., i] for i, h in enumerate(self.heads.names)},
+            log_probs=take(self["log_probs"]),
+            advantages=take(self.head_advantages()),
+            targets=take(self.advantages.targets),
+            valid=valid,
+            could_matter=padded(self.could_matter, False),
+        )
+
+
+def used_heads(heads: HeadTable, actions: Tensor) -> Tensor:
+    """Which heads an action uses, [..., H] bool, for actions [..., H] in the order of the table."""
+    used: dict[str, Tensor] = {}
+    for i, head in enumerate(heads):
+        uses = torch.ones_like(actions[..., i], dtype=torch.bool)
+        if head.parent is not None:
+            uses &= used[head.parent]
+        for ancestor, choices in head.used_when.items():
+            taken = actions[..., heads.names.index(ancestor)]
+            uses &= used[ancestor] & torch.isin(taken, torch.tensor(sorted(choices), device=taken.device))
+        used[head.name] = uses
+    return torch.stack(list(used.values()), dim=-1)
+
+
+class Sequences(NamedTuple):
+    """Where the sequences of one rollout lie; N of them."""
+
+    rollout: RolloutBuffer
+    environment: Tensor
+    """[N]."""
+    start: Tensor
+    """[N], step of the rollout."""
+    length: Tensor
+    """[N]."""
+
+    def batch(self, chosen: Tensor) -> SequenceBatch:
+        """The chosen sequences (indices [B]) as one padded batch."""
+        return self.rollout.gather(self.environment[chosen], self.start[chosen], self.length[chosen])
+
+
+def minibatches(
+    rollouts: Sequence[RolloutBuffer],
+    count: int,
+    max_length: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Iterator[list[SequenceBatch]]:
+    """Every valid row of the rollouts once, in ``count`` minibatches of whole sequences and about equal size.
+
+    A minibatch is a list with one padded batch for each rollout that takes part in it, because rollouts may differ in
+    their number of slots. There are fewer minibatches than ``count`` when there are fewer sequences.
+    """
+    cut = [rollout.sequences(max_length) for rollout in rollouts]
+    lengths = torch.cat([sequences.length for sequences in cut])
+    source = torch.repeat_interleave(torch.tensor([len(s.length) for s in cut], device=lengths.device))
+    local = torch.cat([torch.arange(len(s.length), device=lengths.device) for s in cut])
+    order = torch.randperm(len(lengths), generator=generator, device=lengths.device)
+    middle = lengths[order].cumsum(0) - lengths[order] / 2
+    part = (middle * count / lengths.sum()).long()
+    for i in part.unique():
+        chosen = order[part == i]
+        yield [s.batch(local[chosen[source[chosen] == r]]) for r, s in enumerate(cut) if (source[chosen] == r).any()]

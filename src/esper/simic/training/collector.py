@@ -1,0 +1,230 @@
+"""Collecting rollouts from one vector environment.
+
+Legend: T steps, K environments.
+
+Episodes end by themselves and the environments begin new ones, in one of two ways. With *same-step* autoreset the step
+that ends an episode already returns the first observation of the next one, and the final observation lies in
+``infos["final_obs"]``. With *next-step* autoreset it returns the final observation, and the following step ignores its
+action and returns the first observation of the next episode: a row that belongs to no episode. It is marked as not
+valid, and appears in no loss, statistic or return; its value of the final observation is what a truncated episode
+bootstraps from.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from esper.simic.rollout_buffer import RolloutBuffer, Transition
+from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
+from esper.tamiyo.networks.checks import Hidden
+from esper.tamiyo.networks.factored_lstm import ActionOutput
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
+
+EPISODE_METRICS = "episode_metrics"
+"""Key in ``infos`` (or, after same-step autoreset, in ``infos["final_info"]``) of a mapping from a name to numbers [K].
+
+They are read for the environments whose episode the step has ended, and averaged over episodes as ``episode/{name}``.
+A single ``gymnasium.Env`` returns ``info["episode_metrics"] = {"score": 0.9}`` on its last step; Gymnasium's vector
+environments turn that into this form.
+"""
+
+
+class Interrupted(Exception):
+    """Raised by :meth:`Collector.collect` when it was asked to stop; the rollout is of no use."""
+
+
+@dataclass
+class Episode:
+    """One finished episode."""
+
+    reward: float
+    """Sum of its rewards, as the environment gave them."""
+    length: int
+    """Its steps."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the environment said of it, see :data:`EPISODE_METRICS`."""
+
+
+class Collector:
+    """Steps one vector environment with a policy, and remembers between rollouts where it stands.
+
+    Args:
+        envs: The environments.
+        adapter: Between them and the policy.
+        num_steps: T, steps of one rollout.
+
+    Raises:
+        ValueError: When the environments do not say how they begin new episodes.
+    """
+
+    def __init__(self, envs: VectorEnv, adapter: EnvironmentAdapter, num_steps: int) -> None:
+        self.envs, self.adapter = envs, adapter
+        self.next_step = autoreset_mode(envs) is AutoresetMode.NEXT_STEP
+        self.buffer = RolloutBuffer(num_steps, envs.num_envs, adapter.heads)
+        self.episodes: list[Episode] = []
+        """Episodes that ended during the last rollout."""
+
+    def reset(self, policy: LSTMPolicyBundle, seed: int) -> None:
+        """Begin a new episode everywhere."""
+        observation, infos = self.envs.reset(seed=seed)
+        k = self.envs.num_envs
+        self._inputs = self.adapter.encode(observation, infos)
+        self._hidden = policy.initial_hidden(k)
+        self._episode_starts = np.ones(k, dtype=bool)
+        self._resetting = np.zeros(k, dtype=bool)
+        self._rewards = np.zeros(k)
+        self._lengths = np.zeros(k, dtype=np.int64)
+
+    # ------------------------------------------------------------------ a rollout
+
+    def collect(
+        self,
+        policy: LSTMPolicyBundle,
+        generator: torch.Generator,
+        *,
+        gamma: float,
+        gae_lambda: float,
+        reward_scale: float = 1.0,
+        on_step: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> RolloutBuffer:
+        """T steps of every environment, with their advantages. The buffer is used again by the next call.
+
+        Raises:
+            Interrupted: When ``should_stop`` said so before a step.
+        """
+        self.buffer.clear()
+        self.episodes = []
+        for _ in range(self.buffer.num_steps):
+            if should_stop():
+                raise Interrupted
+            self._step(policy, generator)
+            on_step()
+        self.buffer.finish(self._value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale)
+        return self.buffer
+
+    def _step(self, policy: LSTMPolicyBundle, generator: torch.Generator) -> None:
+        output = policy.act(self._inputs, self._hidden, generator=generator)
+        observation, rewards, terminated, truncated, infos = self.envs.step(self.adapter.decode(output.actions))
+        valid = ~self._resetting
+        terminated, truncated = terminated & valid, truncated & valid
+        self._check_rewards(rewards, valid)
+        self.buffer.add(
+            Transition(
+                inputs=self._inputs,
+                hidden=self._hidden,
+                output=output,
+                rewards=self._tensor(np.where(valid, rewards, 0.0).astype(np.float32)),
+                terminated=self._tensor(terminated),
+                truncated=self._tensor(truncated),
+                episode_starts=self._tensor(self._episode_starts),
+                valid=self._tensor(valid),
+                final_values=None
+                if self.next_step
+                else self._final_values(policy, output, terminated, truncated, infos),
+            )
+        )
+        self._note_episodes(rewards, valid, terminated | truncated, infos)
+        self._advance(observation, infos, terminated, truncated, output.hidden)
+
+    def _final_values(
+        self,
+        policy: LSTMPolicyBundle,
+        output: ActionOutput,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        infos: Mapping[str, Any],
+    ) -> Tensor:
+        """V of the final observation where an episode was truncated, [K]; 0 elsewhere."""
+        values = torch.zeros_like(output.state_value)
+        rows = np.flatnonzero(truncated & ~terminated)
+        if len(rows):
+            inputs = self.adapter.encode_final(infos, rows)
+            hidden = (output.hidden[0][:, rows], output.hidden[1][:, rows])
+            values[rows] = self._value(policy, inputs, hidden)
+        return values
+
+    def _advance(
+        self, observation: Any, infos: Mapping[str, Any], terminated: np.ndarray, truncated: np.ndarray, hidden: Hidden
+    ) -> None:
+        """Be ready for the next step."""
+        ended = terminated | truncated
+        self._episode_starts = self._resetting if self.next_step else ended
+        self._resetting = ended if self.next_step else np.zeros_like(ended)
+        self._inputs = self.adapter.encode(observation, infos, ignore=terminated if self.next_step else None)
+        if self._episode_starts.any():
+            begins = self._tensor(self._episode_starts)[None, :, None]
+            hidden = (hidden[0].masked_fill(begins, 0.0), hidden[1].masked_fill(begins, 0.0))
+        self._hidden = hidden
+
+    def _value(self, policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: Hidden) -> Tensor:
+        return policy.get_value(inputs.features, hidden, inputs.indices, inputs.masks)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.adapter.device)
+
+    # ------------------------------------------------------------------ episodes
+
+    def _check_rewards(self, rewards: np.ndarray, valid: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(rewards) & valid)
+        if len(bad):
+            raise ValueError(f"environment {bad[0]} gave a reward of {rewards[bad[0]]}; rewards must be finite numbers")
+
+    def _note_episodes(
+        self, rewards: np.ndarray, valid: np.ndarray, ended: np.ndarray, infos: Mapping[str, Any]
+    ) -> None:
+        self._rewards += np.where(valid, rewards, 0.0)
+        self._lengths += valid
+        if not ended.any():
+            return
+        told = infos.get("final_info", {}).get(EPISODE_METRICS) or infos.get(EPISODE_METRICS) or {}
+        for k in np.flatnonzero(ended):
+            metrics = {
+                name: float(values[k])
+                for name, values in told.items()
+                if not name.startswith("_") and told.get(f"_{name}", ended)[k]
+            }
+            self.episodes.append(Episode(float(self._rewards[k]), int(self._lengths[k]), metrics))
+        self._rewards[ended] = 0.0
+        self._lengths[ended] = 0
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the environments can tell and take their state."""
+        return hasattr(self.envs, "state_dict") and hasattr(self.envs, "load_state_dict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to go on from, as a copy; ``None`` for environments that cannot tell their state."""
+        return {
+            "envs": copy.deepcopy(self.envs.state_dict()) if self.resumable else None,  # type: ignore[attr-defined]
+            "inputs": self._inputs._asdict(),
+            "hidden": [part.clone() for part in self._hidden],
+            "episode_starts": self._episode_starts.copy(),
+            "resetting": self._resetting.copy(),
+            "rewards": self._rewards.copy(),
+            "lengths": self._lengths.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, for environments that are :attr:`resumable`."""
+        self.envs.load_state_dict(state["envs"])  # type: ignore[attr-defined]
+        device = self.adapter.device
+        inputs = PolicyInput(**state["inputs"])
+        self._inputs = PolicyInput(
+            features=inputs.features.to(device),
+            indices=None if inputs.indices is None else inputs.indices.to(device),
+            masks={head: None if mask is None else mask.to(device) for head, mask in inputs.masks.items()},
+        )
+        self._hidden = (state["hidden"][0].to(device), state["hidden"][1].to(device))
+        self._episode_starts, self._resetting = state["episode_starts"], state["resetting"]
+        self._rewards, self._lengths = state["rewards"], state["lengths"]

@@ -1,0 +1,63 @@
+"""What a training run can be told; every field is an option of the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from esper.simic.ppo import PPOConfig
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of a policy's network, and what it may remember."""
+
+    hidden_dim: int = 128
+    """Width of the LSTM and of the core."""
+    head_dim: int = 64
+    """Width of each head's hidden layer, and of the critic's."""
+    slot_dim: int = 64
+    """Width of a slot's encoding, where the environment has slots."""
+    recurrent: bool = True
+    """False leaves out the LSTM: a feed-forward policy without memory."""
+    probability_floor: float | Mapping[str, float] = 0.0
+    """Least probability of an allowed choice, for every head or by head name; the same in rollout and update."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    seed: int = 0
+    """Decides weights, environments, sampling and minibatches: the same seed gives the same run, bit for bit."""
+    total_steps: int = 100_000
+    """Environment steps to learn from, over all environments; rounded up to whole updates."""
+    updates: int | None = None
+    """Number of updates, in place of ``total_steps``."""
+    num_envs: int = 16
+    """Environments side by side, when an environment is given by its id."""
+    num_steps: int = 128
+    """Steps of each environment between two updates."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """How the policy learns."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Sizes of the network, when no policy is given."""
+    normalize_observations: bool = True
+    """Shift and scale features by their running mean and deviation, when no policy is given."""
+    normalize_rewards: bool = True
+    """Divide rewards by the running deviation of the discounted return, so that returns stay within about ±10."""
+    checkpoint_every: int = 10
+    """Updates between two checkpoints; there is always one of the last update."""
+    device: str = "cpu"
+    """Where the policy lives and learns."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "updates", "num_envs", "num_steps", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+
+    def num_updates(self, num_envs: int) -> int:
+        """Number of updates with this many environments in all."""
+        return self.updates or math.ceil(self.total_steps / (num_envs * self.num_steps))

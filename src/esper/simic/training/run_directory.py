@@ -1,0 +1,127 @@
+"""The directory of a run: config.json, metrics.jsonl, TensorBoard events and checkpoint/."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint, load_state, save_checkpoint
+from esper.simic.training.config import TrainConfig
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+_MAY_CHANGE = {"total_steps", "updates", "checkpoint_every", "device"}
+
+
+class RunDirectory:
+    """Everything a run leaves behind.
+
+    Args:
+        path: The directory; made if it is not there.
+
+    ``config.json`` holds the training options under ``train``, the sizes of the network under ``network``, and what the
+    run was trained on under ``environment``. ``metrics.jsonl`` has one row an update; NaN is written as ``null``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint"
+        self._writer: SummaryWriter | None = None
+
+    def begin(self, config: TrainConfig, policy: LSTMPolicyBundle, environment: str | None) -> None:
+        """Start a new run here.
+
+        Raises:
+            ValueError: When a run is here already.
+        """
+        if holds_checkpoint(self.checkpoint):
+            raise ValueError(f"'{self.path}' already holds a run; resume it, or choose another directory")
+        self.path.mkdir(parents=True, exist_ok=True)
+        description = {
+            "train": dataclasses.asdict(config),
+            "network": policy.network.config(),
+            "environment": environment,
+            "normalizes_observations": policy.observation_normalizer is not None,
+        }
+        self.config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        self._writer = SummaryWriter(str(self.path))
+
+    def resume(self, config: TrainConfig) -> tuple[Path, dict[str, Any]]:
+        """Go on with the run that is here; where its checkpoint lies, and the state in it.
+
+        What was logged after the checkpoint is dropped, for it will happen again.
+
+        Raises:
+            ValueError: When there is no run or no whole checkpoint here, or the run had other options.
+        """
+        self._check_config(config)
+        checkpoint = find_checkpoint(self.checkpoint)
+        state = load_state(checkpoint)
+        self._drop_rows_after(state["update"])
+        self._writer = SummaryWriter(str(self.path), purge_step=state["update"] + 1)
+        return checkpoint, state
+
+    def _check_config(self, config: TrainConfig) -> None:
+        before = read_config(self.path)["train"]
+        now = json.loads(json.dumps(dataclasses.asdict(config)))
+        for key in sorted(set(before) | set(now)):
+            if key not in _MAY_CHANGE and before.get(key) != now.get(key):
+                raise ValueError(
+                    f"the run in '{self.path}' was started with {key}={before.get(key)}, and is to be resumed with "
+                    f"{key}={now.get(key)}; give the same options (only {', '.join(sorted(_MAY_CHANGE))} may change)"
+                )
+
+    def _drop_rows_after(self, update: int) -> None:
+        rows = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []
+        kept = [row for row in rows if _update_of(row) <= update]
+        fresh = self.metrics_file.with_suffix(".tmp")
+        fresh.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
+        os.replace(fresh, self.metrics_file)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Append one row of metrics, to metrics.jsonl and to TensorBoard."""
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        assert self._writer is not None, "begin() or resume() comes first"
+        for name, value in row.items():
+            if value is not None and name != "update":
+                self._writer.add_scalar(name, value, int(metrics["update"]))
+
+    def save(self, policy: LSTMPolicyBundle, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        save_checkpoint(self.checkpoint, policy, state)
+
+    def close(self) -> None:
+        """Finish the TensorBoard file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``config.json`` in a run directory says.
+
+    Raises:
+        ValueError: When there is none, or it is damaged.
+    """
+    file = Path(path) / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected a run in '{path}', but '{file}' cannot be read: {error}") from error
+
+
+def _update_of(row: str) -> float:
+    """The update of a row of metrics.jsonl; a row that was cut off in writing counts as the last."""
+    try:
+        return json.loads(row)["update"]
+    except ValueError:
+        return math.inf

@@ -1,0 +1,372 @@
+"""The training loop, over any Gymnasium vector environments.
+
+Legend: T steps of a rollout, K environments of one vector environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+
+from esper.heads import HeadTable
+from esper.simic import ppo
+from esper.simic.control.normalization import RunningMeanStd
+from esper.simic.rollout_buffer import RolloutBuffer
+from esper.simic.spaces import EnvironmentAdapter, make_envs
+from esper.simic.training.callbacks import Callback, Plan
+from esper.simic.training.collector import Collector, Interrupted
+from esper.simic.training.config import TrainConfig
+from esper.simic.training.interrupts import InterruptGuard
+from esper.simic.training.reward_scaling import RewardScaler
+from esper.simic.training.run_directory import RunDirectory
+from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run leaves."""
+
+    policy: LSTMPolicyBundle
+    """The trained policy."""
+    metrics: list[dict[str, float]] = field(repr=False)
+    """One row an update, of this call; see :func:`esper.simic.ppo.update` and :meth:`Trainer.update`."""
+    env_steps: int
+    """Environment steps taken in all."""
+    run_dir: Path | None
+    """Where the run was written, if anywhere."""
+
+
+def train(
+    envs: str | VectorEnv | Sequence[VectorEnv],
+    *,
+    config: TrainConfig | None = None,
+    policy: LSTMPolicyBundle | None = None,
+    heads: HeadTable | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    callback: Callback | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Train a policy with PPO.
+
+    Args:
+        envs: An environment id; a vector environment; or several, which are collected from one after the other and
+            learned from together. Several must have the same heads, and features that differ at most in the slots.
+        config: The options.
+        policy: Goes on learning in place; ``None`` makes a new one of the sizes in ``config.network``.
+        heads: The heads of the action, in the order they are drawn; ``None``: see
+            :func:`esper.simic.spaces.declared_heads`.
+        run_dir: Where to write config, metrics, TensorBoard events and checkpoints; ``None`` writes nothing.
+        callback: Watches the run, for instance :class:`esper.simic.training.progress.Progress`.
+        resume: Go on from the checkpoint in ``run_dir``. Environments that have ``state_dict`` and ``load_state_dict``
+            go on where they were, so the run is the same as one that was never interrupted; others are reset.
+
+    Raises:
+        ValueError: For environments or options that are not supported, see the message.
+        KeyboardInterrupt: After Ctrl-C. The rollout at hand is discarded, and ``run_dir`` holds a checkpoint of the
+            last update.
+
+    Example:
+        >>> result = train("CartPole-v1", config=TrainConfig(updates=2, num_envs=2, num_steps=16))
+        >>> result.metrics[-1]["update"]
+        2.0
+    """
+    config = config or TrainConfig()
+    if resume and run_dir is None:
+        raise ValueError("resume=True needs the run_dir to resume from")
+    owned = [make_envs(envs, config.num_envs)] if isinstance(envs, str) else []
+    given = [envs] if isinstance(envs, VectorEnv) else list(envs) if not isinstance(envs, str) else owned
+    trainer = Trainer(given, config, policy=policy, heads=heads, callback=callback)
+    directory = None if run_dir is None else RunDirectory(run_dir)
+    try:
+        trainer.start(directory, environment=envs if isinstance(envs, str) else None, resume=resume)
+        metrics = _learn(trainer, directory)
+    finally:
+        trainer.callback.on_end()
+        if directory is not None:
+            directory.close()
+        for each in owned:
+            each.close()
+    return TrainResult(trainer.policy, metrics, trainer.env_steps, None if directory is None else directory.path)
+
+
+def _learn(trainer: Trainer, directory: RunDirectory | None) -> list[dict[str, float]]:
+    """Collect, update, repeat."""
+    history = []
+    with InterruptGuard() as interrupt:
+        while trainer.updates < trainer.planned_updates:
+            boundary = None if directory is None else trainer.state_dict()
+            try:
+                rollouts = trainer.collect(lambda: interrupt.requested)
+            except Interrupted:
+                if directory is not None and boundary is not None:
+                    directory.save(trainer.policy, boundary)
+                raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from None
+            metrics = trainer.update(rollouts)
+            history.append(metrics)
+            trainer.callback.on_update(metrics)
+            if directory is not None:
+                directory.log(metrics)
+                if trainer.checkpoint_is_due():
+                    directory.save(trainer.policy, trainer.state_dict())
+    return history
+
+
+class Trainer:
+    """A run in progress: the policy, its environments, and everything that decides what happens next.
+
+    Args:
+        envs: One or more vector environments.
+        config: The options.
+        policy: Learns in place; ``None`` makes one.
+        heads: The heads of the action.
+        callback: Watches the run.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[VectorEnv],
+        config: TrainConfig,
+        *,
+        policy: LSTMPolicyBundle | None = None,
+        heads: HeadTable | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        if not envs:
+            raise ValueError("expected at least one vector environment, got none")
+        self.config = config
+        self.callback = callback or Callback()
+        device = torch.device(config.device)
+        if policy is not None and heads is None:
+            heads = policy.heads
+        adapters = [EnvironmentAdapter(each, heads, device) for each in envs]
+        self.policy = policy or make_policy(adapters[0], config)
+        self.policy.network.to(device)
+        self._check_alike(adapters)
+        self.collectors = [Collector(e, a, config.num_steps) for e, a in zip(envs, adapters, strict=True)]
+        self.optimizer = ppo.make_optimizer(self.policy, config.ppo)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        num_envs = [each.num_envs for each in envs]
+        self.reward_scaler = RewardScaler(num_envs, config.ppo.gamma, device) if config.normalize_rewards else None
+        self.planned_updates = config.num_updates(sum(num_envs))
+        self.updates = 0
+        self.env_steps = 0
+
+    def _check_alike(self, adapters: Sequence[EnvironmentAdapter]) -> None:
+        network = self.policy.network
+        for i, adapter in enumerate(adapters):
+            if adapter.heads != self.policy.heads:
+                raise ValueError(
+                    f"environment {i} has the heads {adapter.heads.names} and the policy {self.policy.heads.names}; "
+                    "they must be the same table"
+                )
+            per_slot = (network.state_dim - network.run_size) // max(network.num_slots, 1)
+            expected = network.run_size + per_slot * adapter.num_slots
+            if adapter.state_dim != expected:
+                raise ValueError(
+                    f"environment {i} gives {adapter.state_dim} features with {adapter.num_slots} slots, but the "
+                    f"policy reads {expected}"
+                )
+
+    # ------------------------------------------------------------------ beginning
+
+    def start(self, directory: RunDirectory | None, *, environment: str | None, resume: bool) -> None:
+        """Reset the environments, or go on from the checkpoint in ``directory``."""
+        if resume:
+            assert directory is not None
+            checkpoint, state = directory.resume(self.config)
+            self.load_state_dict(state)
+            load_weights(self.policy, checkpoint)
+        else:
+            for i, collector in enumerate(self.collectors):
+                collector.reset(self.policy, self._env_seed(i))
+            if directory is not None:
+                directory.begin(self.config, self.policy, environment)
+        steps = self.config.num_steps * len(self.collectors)
+        self.callback.on_start(Plan(self.planned_updates, self.updates, steps, self.policy.heads))
+        if not resume:
+            self._warm_up()
+            if directory is not None:
+                directory.save(self.policy, self.state_dict())
+
+    def _env_seed(self, collector: int) -> int:
+        """A seed for one vector environment, another one for every update it may be reset after."""
+        return int(np.random.SeedSequence([self.config.seed, collector, self.updates]).generate_state(1)[0] % 2**31)
+
+    def _warm_up(self) -> None:
+        """Where something is normalised, let a first rollout only fill the statistics.
+
+        They are fixed while a rollout is collected and learned from, so that both see the same numbers; without this
+        the first update would see raw ones.
+        """
+        if self.reward_scaler is not None or self._observation_statistics() is not None:
+            self._observe(self.collect())
+
+    # ------------------------------------------------------------------ the loop
+
+    def collect(self, should_stop: Callable[[], bool] = lambda: False) -> list[RolloutBuffer]:
+        """One rollout from every vector environment."""
+        self._started = time.perf_counter()
+        rollouts = [
+            collector.collect(
+                self.policy,
+                self.generator,
+                gamma=self.config.ppo.gamma,
+                gae_lambda=self.config.ppo.gae_lambda,
+                reward_scale=1.0 if self.reward_scaler is None else self.reward_scaler.scale,
+                on_step=self.callback.on_step,
+                should_stop=should_stop,
+            )
+            for collector in self.collectors
+        ]
+        self._collected = time.perf_counter()
+        self._new_steps = sum(int(rollout["valid"].sum()) for rollout in rollouts)
+        self.env_steps += self._new_steps
+        return rollouts
+
+    def update(self, rollouts: Sequence[RolloutBuffer]) -> dict[str, float]:
+        """Learn from rollouts; one row of metrics.
+
+        Besides those of :func:`esper.simic.ppo.update`: ``update``, ``env_steps`` (in all), ``episodes`` (ended during
+        the rollout), their mean ``return`` and ``length``, ``episode/{name}`` (means of what the environment reported),
+        ``learning_rate``, ``reward_scale``, ``steps_per_second``, ``collect_seconds`` and ``update_seconds``.
+        """
+        config = self.config.ppo
+        remaining = 1.0 - self.updates / self.planned_updates if config.anneal_learning_rate else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * remaining
+        reward_scale = 1.0 if self.reward_scaler is None else self.reward_scaler.scale
+        learned = ppo.update(self.policy, self.optimizer, rollouts, config, self.generator)
+        self._observe(rollouts)
+        self.updates += 1
+        now = time.perf_counter()
+        return {
+            "update": float(self.updates),
+            "env_steps": float(self.env_steps),
+            **self._episode_metrics(),
+            **learned,
+            "learning_rate": config.learning_rate * remaining,
+            "reward_scale": reward_scale,
+            "steps_per_second": self._new_steps / (now - self._started),
+            "collect_seconds": self._collected - self._started,
+            "update_seconds": now - self._collected,
+        }
+
+    def _episode_metrics(self) -> dict[str, float]:
+        episodes = [episode for collector in self.collectors for episode in collector.episodes]
+        reported: dict[str, list[float]] = {}
+        for episode in episodes:
+            for name, value in episode.metrics.items():
+                reported.setdefault(f"episode/{name}", []).append(value)
+        return {
+            "episodes": float(len(episodes)),
+            "return": _mean([episode.reward for episode in episodes]),
+            "length": _mean([episode.length for episode in episodes]),
+            **{name: _mean(values) for name, values in reported.items()},
+        }
+
+    def _observation_statistics(self) -> RunningMeanStd | None:
+        normalizer = self.policy.observation_normalizer
+        return normalizer if isinstance(normalizer, RunningMeanStd) else None
+
+    def _observe(self, rollouts: Sequence[RolloutBuffer]) -> None:
+        """Bring the statistics up to date, between two rollouts."""
+        statistics = self._observation_statistics()
+        if statistics is not None:
+            for rollout in rollouts:
+                statistics.update(rollout["features"][rollout["valid"]])
+        if self.reward_scaler is not None:
+            self.reward_scaler.observe(rollouts)
+
+    # ------------------------------------------------------------------ state
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether the last update is one to be kept."""
+        return self.updates % self.config.checkpoint_every == 0 or self.updates == self.planned_updates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the policy's weights, which only :meth:`update` changes."""
+        return {
+            "update": self.updates,
+            "env_steps": self.env_steps,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
+            "collectors": [collector.state_dict() for collector in self.collectors],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``; environments that cannot take theirs are reset, and it is said."""
+        if len(state["collectors"]) != len(self.collectors):
+            raise ValueError(
+                f"the run had {len(state['collectors'])} vector environments, now there are {len(self.collectors)}"
+            )
+        self.updates, self.env_steps = state["update"], state["env_steps"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        if self.reward_scaler is not None:
+            self.reward_scaler.load_state_dict(state["reward_scaler"])
+        for i, (collector, before) in enumerate(zip(self.collectors, state["collectors"], strict=True)):
+            if collector.resumable:
+                collector.load_state_dict(before)
+                continue
+            logger.warning(
+                "%s has no state_dict() and load_state_dict(): its episodes begin anew, so the resumed run differs "
+                "from one that was never interrupted",
+                collector.envs,
+            )
+            collector.reset(self.policy, self._env_seed(i))
+
+
+def make_policy(adapter: EnvironmentAdapter, config: TrainConfig) -> LSTMPolicyBundle:
+    """A new policy for the environments behind ``adapter``; the seed decides its weights."""
+    sizes = config.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = FactoredRecurrentActorCritic(
+            adapter.state_dim,
+            adapter.num_slots,
+            heads=adapter.heads,
+            hidden_dim=sizes.hidden_dim,
+            head_dim=sizes.head_dim,
+            slot_dim=sizes.slot_dim,
+            recurrent=sizes.recurrent,
+            probability_floor=sizes.probability_floor,
+        )
+    normalizer = RunningMeanStd((adapter.state_dim,)).to(config.device) if config.normalize_observations else None
+    return LSTMPolicyBundle(network, observation_normalizer=normalizer)
+
+
+def load_weights(policy: LSTMPolicyBundle, directory: Path) -> None:
+    """Give ``policy`` the weights and statistics saved in ``directory``.
+
+    Raises:
+        ValueError: When another policy was saved there.
+    """
+    normalizer = policy.observation_normalizer
+    fresh = None if normalizer is None else RunningMeanStd((policy.network.state_dim,))
+    saved = LSTMPolicyBundle.load(directory, heads=policy.heads, observation_normalizer=fresh)
+    if saved.network.config() != policy.network.config():
+        raise ValueError(
+            f"the policy saved in '{directory}' was built with {saved.network.config()}, "
+            f"this one with {policy.network.config()}"
+        )
+    policy.network.load_state_dict(saved.network.state_dict())
+    if normalizer is not None and fresh is not None:
+        normalizer.load_state_dict(fresh.state_dict())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

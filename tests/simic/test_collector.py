@@ -1,0 +1,165 @@
+"""Rollouts against what the environment itself wrote down, in both autoreset modes."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from esper.simic.spaces import EnvironmentAdapter
+from esper.simic.training.collector import Collector, Interrupted
+from esper.simic.training.reward_scaling import RewardScaler
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
+
+GAMMA, LAMBDA = 0.9, 0.8
+
+
+def values_by_hand(policy: LSTMPolicyBundle, rows: list[tuple]) -> list[float]:
+    """V of each observation of one episode, stepping through it alone from an empty memory."""
+    hidden, values = policy.network.initial_hidden(1), []
+    for features, mask, *_ in rows:
+        inputs = PolicyInput(
+            torch.from_numpy(features)[None], None, {h: torch.from_numpy(m)[None] for h, m in mask.items()}
+        )
+        values.append(policy.get_value(inputs.features, hidden, None, inputs.masks).item())
+        hidden = policy.act(inputs, hidden).hidden
+    return values
+
+
+def finished_episodes(log: list[tuple]) -> list[list[tuple]]:
+    """The rows of each episode that ended in the log of one environment, its final observation included."""
+    episodes: list[list[tuple]] = []
+    running: list[tuple] = []
+    for row in log:
+        running = [row] if row[2] == "start" else [*running, row]
+        if row[2] in ("terminated", "truncated"):
+            episodes.append(running)
+    return episodes
+
+
+def advantages_by_hand(policy: LSTMPolicyBundle, episode: list[tuple]) -> list[float]:
+    """Root advantages of every step of one episode."""
+    values = values_by_hand(policy, episode)
+    if episode[-1][2] == "terminated":
+        values[-1] = 0.0
+    steps = range(len(episode) - 1)
+    differences = [episode[t + 1][3] + GAMMA * values[t + 1] - values[t] for t in steps]
+    return [sum((GAMMA * LAMBDA) ** i * d for i, d in enumerate(differences[t:])) for t in steps]
+
+
+def test_advantages_equal_those_of_each_episode_played_alone(mode, tree_world, collected) -> None:
+    """The memory restarts, truncation bootstraps from the final observation, termination from nothing."""
+    envs = tree_world(4, mode, end_rate=0.15)
+    policy, rollout, _ = collected(envs, 40, rollouts=1)
+    assert {row[2] for log in envs.log for row in log} == {"start", "step", "terminated", "truncated"}
+    for k in range(4):
+        by_hand = [advantages_by_hand(policy, episode) for episode in finished_episodes(envs.log[k])]
+        expected = torch.tensor([a for episode in by_hand for a in episode], dtype=torch.float32)
+        got = rollout.advantages.root[:, k][rollout["valid"][:, k]]
+        torch.testing.assert_close(got[: len(expected)], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_episodes_are_counted_as_the_environment_counts_them(mode, tree_world, collected) -> None:
+    envs = tree_world(5, mode)
+    *_, collector = collected(envs, 60, rollouts=1)
+    expected = []
+    for k in range(5):
+        for episode in finished_episodes(envs.log[k]):
+            expected.append((sum(row[3] for row in episode[1:]), len(episode) - 1, k / 10))
+    got = [(e.reward, e.length, e.metrics["score"]) for e in collector.episodes]
+    assert len(got) > 10
+    np.testing.assert_allclose(sorted(got), sorted(expected))
+
+
+def test_reset_rows_are_in_no_sequence_and_in_no_statistic(tree_world, collected) -> None:
+    """Their reward of a million reaches nothing."""
+    envs = tree_world(5, AutoresetMode.NEXT_STEP)
+    _, rollout, _ = collected(envs, 60)
+    assert (~rollout["valid"]).any()
+    assert rollout["rewards"].abs().max() < 100
+    assert rollout.advantages.targets.abs().max() < 100
+    scaler = RewardScaler([5], GAMMA, torch.device("cpu"))
+    scaler.observe([rollout])
+    assert float(scaler.statistics.count) == int(rollout["valid"].sum())
+    assert scaler.scale > 0.1
+
+
+def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum(mode, tree_world, collected) -> None:
+    envs = tree_world(3, mode)
+    _, rollout, _ = collected(envs, 50, rollouts=1)
+    scaler = RewardScaler([3], GAMMA, torch.device("cpu"))
+    assert scaler.scale == pytest.approx(1.0)
+    scaler.observe([rollout])
+    sums = []
+    for log in envs.log:
+        total = 0.0
+        for row in log:
+            if row[2] == "start":
+                total = 0.0
+                continue
+            total = GAMMA * total + row[3]
+            sums.append(total)
+    assert len(sums) == int(rollout["valid"].sum())
+    assert scaler.scale == pytest.approx(1 / np.std(sums), rel=1e-4)
+
+
+class Endless(gym.Env):
+    """One state; gives the rewards it is told to give."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, reward: float = 0.0, observation: float = 0.0) -> None:
+        self.reward, self.observation = reward, observation
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.full(1, self.observation, np.float32), self.reward, False, False, {}
+
+
+def collect_from(env: Endless, random_policy, **options) -> None:
+    envs = SyncVectorEnv([lambda: env])
+    adapter = EnvironmentAdapter(envs)
+    policy = random_policy(adapter)
+    collector = Collector(envs, adapter, 3)
+    collector.reset(policy, 0)
+    collector.collect(policy, torch.Generator(), gamma=1.0, gae_lambda=1.0, **options)
+
+
+def test_what_is_not_finite_is_refused_by_name(random_policy) -> None:
+    with pytest.raises(ValueError, match="environment 0 gave a reward of nan"):
+        collect_from(Endless(reward=np.nan), random_policy)
+    with pytest.raises(
+        ValueError, match=r"observation 'observation' of environment 0 is not finite \(nan at feature 0\)"
+    ):
+        collect_from(Endless(observation=np.nan), random_policy)
+
+
+def test_stops_before_a_step_when_asked(random_policy) -> None:
+    asked = []
+
+    def should_stop() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    steps: list[int] = []
+    with pytest.raises(Interrupted):
+        collect_from(Endless(), random_policy, should_stop=should_stop, on_step=lambda: steps.append(1))
+    assert len(steps) == 2
+
+
+def test_environments_must_reset_themselves(random_policy) -> None:
+    envs = SyncVectorEnv([Endless], autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(ValueError, match=r"NEXT_STEP or SAME_STEP, got <AutoresetMode.DISABLED"):
+        Collector(envs, EnvironmentAdapter(envs), 3)
+
+
+def test_truncation_needs_the_final_observation(tree_world, random_policy) -> None:
+    envs = tree_world(4, AutoresetMode.SAME_STEP)
+    adapter = EnvironmentAdapter(envs)
+    with pytest.raises(ValueError, match=r"expected infos\['final_obs'\]"):
+        adapter.encode_final({}, np.array([0]))

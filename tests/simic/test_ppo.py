@@ -1,0 +1,269 @@
+"""The loss, against enumeration and against a slow reference."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from esper.heads import Head, HeadTable
+from esper.simic import ppo
+from esper.simic.ppo import AdvantageScale, PPOConfig
+from esper.simic.rollout_buffer import RolloutBuffer, minibatches
+from esper.simic.spaces import EnvironmentAdapter
+from esper.simic.training.collector import Collector
+from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+REWARDS = torch.tensor([[0.0, 1.0], [2.0, 6.0], [-1.0, 3.0]])
+"""Reward of (root choice, leaf choice)."""
+BANDIT = HeadTable([Head("root", 3), Head("leaf", 2, parent="root")])
+
+
+class Bandit(VectorEnv):
+    """One state, one step: everything about it can be enumerated."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "heads": BANDIT.to_json()}
+        self.single_observation_space = gym.spaces.Box(0, 1, (1,), dtype=np.float32)
+        self.single_action_space = gym.spaces.Dict({"root": gym.spaces.Discrete(3), "leaf": gym.spaces.Discrete(2)})
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        return np.ones((self.num_envs, 1), np.float32), {}
+
+    def step(self, actions):
+        rewards = REWARDS.numpy()[actions["root"], actions["leaf"]]
+        ended = np.ones(self.num_envs, bool)
+        return np.ones((self.num_envs, 1), np.float32), rewards, ended, ~ended, {}
+
+
+def bandit_policy() -> tuple[LSTMPolicyBundle, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A policy with a perfect critic, and its π(root) [3], π(leaf | root) [3, 2] and Q(root) [3]."""
+    network = FactoredRecurrentActorCritic(1, 0, heads=BANDIT, hidden_dim=8, head_dim=8, recurrent=False)
+    root, leaf = network.tree.networks
+    torch.nn.init.normal_(leaf.logits.weight, std=1.0)
+    with torch.no_grad():
+        root.logits.bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+        roots, leaves = torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij")
+        pairs = {"root": roots.reshape(6, 1), "leaf": leaves.reshape(6, 1)}
+        log_probs, *_ = network.evaluate_actions(torch.ones(6, 1, 1), None, pairs, dict.fromkeys(BANDIT.names))
+        root_probs = log_probs["root"].exp().view(3, 2)[:, 0]
+        leaf_probs = log_probs["leaf"].exp().view(3, 2)
+        values = (leaf_probs * REWARDS).sum(-1)
+        network.critic.weight.zero_()
+        network.critic.bias.copy_(torch.cat([torch.zeros(1), values]))
+    return LSTMPolicyBundle(network), root_probs, leaf_probs, values
+
+
+def bandit_rollout(policy: LSTMPolicyBundle) -> RolloutBuffer:
+    envs = Bandit(2000)
+    collector = Collector(envs, EnvironmentAdapter(envs), 20)
+    collector.reset(policy, 0)
+    return collector.collect(policy, torch.Generator().manual_seed(0), gamma=1.0, gae_lambda=1.0)
+
+
+def gradient_of_surrogate(policy: LSTMPolicyBundle, rollout: RolloutBuffer) -> ppo._Terms:
+    policy.network.zero_grad()
+    (batch,) = next(iter(minibatches([rollout], 1)))
+    terms = ppo._terms(policy, batch, AdvantageScale.none(), clip=0.2)
+    (terms.surrogate.sum() / terms.rows).backward()
+    return terms
+
+
+def test_the_root_gradient_is_the_enumerated_one_and_vanishes_with_q_as_its_baseline() -> None:
+    """DESIGN: the better Q(s, root) predicts, the less it can teach the root; V(s) is the root's baseline."""
+    policy, root_probs, _, values = bandit_policy()
+    rollout = bandit_rollout(policy)
+    bias = policy.network.tree.networks[0].logits.bias
+
+    gradient_of_surrogate(policy, rollout)
+    enumerated = root_probs * (values - (root_probs * values).sum())
+    assert enumerated.abs().max() > 0.5
+    torch.testing.assert_close(bias.grad, enumerated, atol=0.02, rtol=0)
+
+    rollout.advantages = rollout.advantages._replace(root=rollout.advantages.dependent)
+    gradient_of_surrogate(policy, rollout)
+    assert bias.grad.abs().max() < 0.02
+
+
+def test_the_leaf_gradient_is_the_enumerated_one_with_less_noise_than_over_v() -> None:
+    policy, root_probs, leaf_probs, values = bandit_policy()
+    rollout = bandit_rollout(policy)
+    bias = policy.network.tree.networks[1].logits.bias
+    gradient_of_surrogate(policy, rollout)
+    advantage = REWARDS - values[:, None]
+    enumerated = (root_probs[:, None] * leaf_probs * advantage).sum(0)
+    torch.testing.assert_close(bias.grad, enumerated, atol=0.02, rtol=0)
+    assert rollout.advantages.dependent.var() < 0.5 * rollout.advantages.root.var()
+
+
+def test_the_critic_learns_q_of_the_root_choice() -> None:
+    """Its targets average to Q(root) for each root choice."""
+    policy, _, _, values = bandit_policy()
+    rollout = bandit_rollout(policy)
+    roots = rollout["actions"][..., 0]
+    for choice in range(3):
+        assert rollout.advantages.targets[roots == choice].mean() == pytest.approx(values[choice].item(), abs=0.1)
+
+
+# ---------------------------------------------------------------------- against a slow reference
+
+
+def reference_loss(policy: LSTMPolicyBundle, rollout: RolloutBuffer, config: PPOConfig, old: torch.Tensor) -> float:
+    """The loss, row by row and head by head, from one long evaluation of every environment step by step."""
+    heads, network = policy.heads, policy.network
+    advantages, matters = rollout.head_advantages(), rollout.could_matter
+    scale = [(advantages[..., i][matters[..., i]].mean(), advantages[..., i][matters[..., i]].std()) for i in range(3)]
+    surrogate, squared, rows = 0.0, 0.0, 0
+    entropies: list[list[float]] = [[], [], []]
+    for k in range(rollout.num_envs):
+        for t in range(rollout.num_steps):
+            if not rollout["valid"][t, k]:
+                continue
+            rows += 1
+            if t == 0 or rollout["episode_starts"][t, k] or not rollout["valid"][t - 1, k]:
+                hidden = (rollout["hidden_0"][t, :, k : k + 1], rollout["hidden_1"][t, :, k : k + 1])
+            state = policy.observation_normalizer.normalize(rollout["features"][t, k])[None, None]
+            masks = {h: rollout._masks[h][t, k][None, None] for h in heads.names}
+            actions = {h: rollout["actions"][t, k, i].view(1, 1) for i, h in enumerate(heads.names)}
+            evaluation = network.evaluate_actions(state, None, actions, masks, hidden)
+            hidden = evaluation.hidden
+            squared += (evaluation.values.item() - rollout.advantages.targets[t, k].item()) ** 2
+            for i, head in enumerate(heads.names):
+                if not evaluation.could_matter[head].item():
+                    continue
+                entropies[i].append(evaluation.entropy[head].item())
+                ratio = math.exp(evaluation.log_probs[head].item() - old[t, k, i].item())
+                a = ((advantages[t, k, i] - scale[i][0]) / scale[i][1]).item()
+                surrogate += min(ratio * a, max(min(ratio, 1 + config.clip), 1 - config.clip) * a)
+    weights = config.entropy_coefficients(heads)
+    bonus = sum(w * sum(e) / len(e) for w, e in zip(weights, entropies, strict=True))
+    return -surrogate / rows + config.value_coefficient * 0.5 * squared / rows - bonus
+
+
+def test_the_loss_equals_the_slow_reference(mode, tree_world, collected) -> None:
+    policy, rollout, _ = collected(tree_world(5, mode), 20)
+    rollout["log_probs"].add_(torch.randn_like(rollout["log_probs"]) * 0.3)  # as if the policy had moved
+    config = PPOConfig(head_entropy_coefficients={"item": 0.3})
+    (batch,) = next(iter(minibatches([rollout], 1)))
+    terms = ppo._terms(policy, batch, AdvantageScale.of([rollout]), config.clip)
+    expected = reference_loss(policy, rollout, config, rollout["log_probs"])
+    assert ppo._loss(terms, config, policy.heads).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_loss_of_a_minibatch_does_not_depend_on_how_it_is_padded(tree_world, collected, mode) -> None:
+    """All sequences in one padded batch, or every sequence in a batch of its own."""
+    policy, rollout, _ = collected(tree_world(5, mode), 20)
+    config = PPOConfig()
+    scale = AdvantageScale.of([rollout])
+    sequences = rollout.sequences()
+    everything = torch.arange(len(sequences.length))
+
+    def gradient(parts: list[torch.Tensor]) -> torch.Tensor:
+        policy.network.zero_grad()
+        terms = ppo._combine([ppo._terms(policy, sequences.batch(part), scale, 0.2) for part in parts])
+        ppo._loss(terms, config, policy.heads).backward()
+        return torch.cat([p.grad.flatten() for p in policy.network.parameters()])
+
+    torch.testing.assert_close(gradient([everything]), gradient(list(everything[:, None])), atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_no_action_uses_gets_exactly_no_gradient(tree_world, collected, mode) -> None:
+    policy, rollout, _ = collected(tree_world(5, mode), 20)
+    rollout["actions"][..., 0].clamp_(max=1)  # nobody throws: "force" is unused
+    for mask in rollout._masks.values():
+        mask.fill_(True)
+    (batch,) = next(iter(minibatches([rollout], 1)))
+    terms = ppo._terms(policy, batch, AdvantageScale.of([rollout]), 0.2)
+    ppo._loss(terms, PPOConfig(entropy_coefficient=0.1), policy.heads).backward()
+    force = policy.network.tree.networks[2]
+    assert all(p.grad is None or not p.grad.any() for p in force.parameters())
+    assert any(p.grad.any() for p in policy.network.tree.networks[1].parameters())
+
+
+# ---------------------------------------------------------------------- update
+
+
+def test_update_reports_every_head(tree_world, collected, mode) -> None:
+    policy, rollout, _ = collected(tree_world(6, mode), 24)
+    config = PPOConfig(epochs=2, minibatches=3)
+    metrics = ppo.update(policy, ppo.make_optimizer(policy, config), [rollout], config, torch.Generator())
+    assert metrics["gradient_steps"] == 6
+    for head in policy.heads.names:
+        assert metrics[f"first_ratio_error/{head}"] < 1e-5
+        assert 0 < metrics[f"normalized_entropy/{head}"] <= 1
+        assert 0 <= metrics[f"clip_fraction/{head}"] < 1
+        assert metrics[f"kl/{head}"] > 0
+        assert 0 < metrics[f"head_share/{head}"] <= 1
+    assert sum(metrics[f"gradient_share/{h}"] for h in policy.heads.names) == pytest.approx(1)
+    assert sum(metrics[f"choice_share/{c}"] for c in ("wait", "take", "throw")) == pytest.approx(1)
+    assert metrics["advantage_std/verb"] > 0
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_a_constant() -> None:
+    policy, *_ = bandit_policy()
+    rollout = bandit_rollout(policy)
+    assert ppo.rollout_metrics([rollout])["explained_variance"] == pytest.approx(0, abs=1e-5)
+    rollout.advantages = rollout.advantages._replace(root=torch.zeros_like(rollout.advantages.root))
+    assert ppo.rollout_metrics([rollout])["explained_variance"] == 1
+
+
+def test_stops_when_the_policy_has_moved_far_enough(tree_world, collected, mode) -> None:
+    policy, rollout, _ = collected(tree_world(6, mode), 24)
+    config = PPOConfig(learning_rate=0.05, epochs=50, minibatches=1, target_kl=0.05)
+    metrics = ppo.update(policy, ppo.make_optimizer(policy, config), [rollout], config, torch.Generator())
+    assert 1 <= metrics["gradient_steps"] < 50
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_named(tree_world, collected, mode) -> None:
+    policy, rollout, _ = collected(tree_world(6, mode), 24)
+    rollout.advantages.targets.fill_(1e30)
+    before = [p.clone() for p in policy.network.parameters()]
+    config = PPOConfig()
+    with pytest.raises(RuntimeError, match="gradient is not finite"):
+        ppo.update(policy, ppo.make_optimizer(policy, config), [rollout], config, torch.Generator())
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.network.parameters(), strict=True))
+
+
+def test_advantages_are_normalised_for_each_head_over_the_rows_in_which_it_could_matter(
+    tree_world, collected, mode
+) -> None:
+    _, rollout, _ = collected(tree_world(6, mode), 24)
+    scale = AdvantageScale.of([rollout, rollout])
+    for i in range(3):
+        rows = rollout.head_advantages()[..., i][rollout.could_matter[..., i]].repeat(2)
+        assert scale.mean[i] == pytest.approx(rows.mean().item(), abs=1e-5)
+        assert scale.std[i] == pytest.approx(rows.std().item(), rel=1e-4)
+
+
+def test_a_head_with_a_single_row_keeps_its_advantage(tree_world, collected, mode) -> None:
+    _, rollout, _ = collected(tree_world(6, mode), 24)
+    only = rollout.could_matter[..., 2].nonzero()[0]
+    rollout.could_matter[..., 2] = False
+    rollout.could_matter[*only, 2] = True
+    scale = AdvantageScale.of([rollout])
+    assert scale.mean[2] == 0
+    assert scale.std[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("gamma", 1.1), ("clip", -0.1), ("epochs", 0), ("minibatches", 0), ("learning_rate", 0.0), ("target_kl", -1.0)],
+)
+def test_options_out_of_range_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field}: expected"):
+        PPOConfig(**{field: value})
+
+
+def test_entropy_coefficients_of_unknown_heads_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown heads \['nope'\]"):
+        PPOConfig(head_entropy_coefficients={"nope": 1.0}).entropy_coefficients(BANDIT)

@@ -1,0 +1,208 @@
+"""What the buffer stores, how it cuts sequences, and that the update sees exactly what the rollout did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper.heads import Head, HeadTable
+from esper.simic.rollout_buffer import RolloutBuffer, Transition, minibatches, used_heads
+from esper.tamiyo.networks.factored_lstm import ActionOutput
+from esper.tamiyo.policy.lstm_bundle import PolicyInput
+
+HEADS = HeadTable([Head("root", 2), Head("leaf", 3, parent="root")])
+
+
+def transition(stamp: float, starts: torch.Tensor, valid: torch.Tensor, **changes: torch.Tensor) -> Transition:
+    """A step of K environments whose every number tells when and where it happened."""
+    k = len(starts)
+    where = stamp + torch.arange(k) / 100
+    output = ActionOutput(
+        actions={"root": torch.zeros(k, dtype=torch.int64), "leaf": torch.ones(k, dtype=torch.int64)},
+        log_probs={"root": where, "leaf": where},
+        value=where,
+        state_value=where,
+        op_values=where[:, None].expand(k, 2),
+        hidden=(where.view(1, k, 1),) * 2,
+        sampled_op=torch.zeros(k, dtype=torch.int64),
+        entropies={"root": where, "leaf": where},
+    )
+    step = Transition(
+        inputs=PolicyInput(
+            where[:, None], None, {"root": None, "leaf": torch.tensor([False, True, True]).expand(k, 3)}
+        ),
+        hidden=(where.view(1, k, 1), -where.view(1, k, 1)),
+        output=output,
+        rewards=where,
+        terminated=torch.zeros(k, dtype=torch.bool),
+        truncated=torch.zeros(k, dtype=torch.bool),
+        episode_starts=starts,
+        valid=valid,
+    )
+    for name, value in changes.items():
+        setattr(step, name, value)
+    return step
+
+
+def filled(starts: torch.Tensor, valid: torch.Tensor) -> RolloutBuffer:
+    """A finished buffer with these episode starts and valid rows [T, K]."""
+    buffer = RolloutBuffer(*starts.shape, HEADS)
+    for t in range(len(starts)):
+        buffer.add(transition(float(t), starts[t], valid[t]))
+    buffer.finish(torch.zeros(starts.shape[1]), 0.9, 0.9)
+    return buffer
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Episode starts and valid rows [T, K], with and without the reset rows of next-step autoreset."""
+    steps, envs = draw(st.integers(1, 15)), draw(st.integers(1, 4))
+    ends = np.array(draw(st.lists(st.booleans(), min_size=steps * envs, max_size=steps * envs))).reshape(steps, envs)
+    starts, valid = np.zeros((steps, envs), bool), np.ones((steps, envs), bool)
+    next_step = draw(st.booleans())
+    for t in range(1, steps):
+        if next_step:
+            valid[t] = ~(ends[t - 1] & valid[t - 1])
+            starts[t] = ~valid[t - 1]
+        else:
+            starts[t] = ends[t - 1]
+    return torch.from_numpy(starts), torch.from_numpy(valid)
+
+
+@settings(max_examples=100, deadline=None)
+@given(layouts(), st.one_of(st.none(), st.integers(1, 5)), st.integers(1, 5), st.integers(0, 100))
+def test_minibatches_hold_every_valid_row_once_in_order_and_within_its_episode(
+    layout: tuple[torch.Tensor, torch.Tensor], max_length: int | None, count: int, seed: int
+) -> None:
+    starts, valid = layout
+    buffer = filled(starts, valid)
+    generator = torch.Generator().manual_seed(seed)
+    seen = []
+    batches = [batch for part in minibatches([buffer], count, max_length, generator) for batch in part]
+    assert len(batches) <= count
+    for batch in batches:
+        assert max_length is None or batch.valid.shape[1] <= max_length
+        for row in range(len(batch.valid)):
+            length = int(batch.valid[row].sum())
+            stamps = batch.inputs.features[row, :length, 0]
+            times = stamps.floor().long().tolist()
+            k = round((stamps[0].item() - times[0]) * 100)
+            assert times == list(range(times[0], times[0] + length)), "one environment, step by step"
+            assert not starts[times[1:], k].any(), "an episode starts only where a sequence does"
+            assert valid[times, k].all()
+            assert batch.hidden[0][0, row, 0] == stamps[0], "the hidden state it had in the rollout"
+            assert batch.hidden[1][0, row, 0] == -stamps[0]
+            assert torch.equal(batch.log_probs[row, :length, 0], stamps)
+            seen += [(t, k) for t in times]
+    assert sorted(seen) == [tuple(place) for place in valid.nonzero().tolist()]
+
+
+@given(layouts())
+@settings(max_examples=50, deadline=None)
+def test_padding_allows_everything_and_matters_nowhere(layout: tuple[torch.Tensor, torch.Tensor]) -> None:
+    for batch in next(iter(minibatches([filled(*layout)], 1))):
+        padding = ~batch.valid
+        mask = batch.inputs.masks["leaf"]
+        assert mask is not None
+        assert mask[padding].all()
+        assert not mask[batch.valid][:, 0].any()
+        assert not batch.could_matter[padding].any()
+        assert not batch.inputs.features[padding].any()
+
+
+def test_minibatches_have_about_equal_sizes() -> None:
+    starts = torch.zeros(8, 64, dtype=torch.bool)
+    buffer = filled(starts, ~starts)
+    rows = [sum(int(batch.valid.sum()) for batch in part) for part in minibatches([buffer], 4)]
+    assert rows == [128] * 4
+
+
+def test_keeps_copies_and_neither_graphs_nor_inference_tensors() -> None:
+    flag = torch.tensor([False])
+    weight = torch.ones(1, requires_grad=True)
+    with torch.inference_mode():
+        frozen = torch.full((1, 1, 1), 7.0)
+    hidden = (frozen, (weight * 3).view(1, 1, 1))
+    buffer = RolloutBuffer(1, 1, HEADS)
+    features = torch.ones(1, 1)
+    step = transition(0.0, flag, ~flag, hidden=hidden)
+    step.inputs = step.inputs._replace(features=features)
+    with torch.inference_mode():
+        buffer.add(step)
+    features.fill_(99.0)
+    stored = [buffer[name] for name in ("features", "hidden_0", "hidden_1", "log_probs", "rewards")]
+    assert [float(x) for x in stored[:3]] == [1.0, 7.0, 3.0]
+    assert not any(x.requires_grad or x.is_inference() for x in stored)
+
+
+def test_refuses_what_does_not_fit() -> None:
+    flags = torch.tensor([False, False])
+    buffer = RolloutBuffer(2, 2, HEADS)
+    buffer.add(transition(0.0, flags, ~flags))
+    with pytest.raises(ValueError, match=r"expected 2 steps before finish\(\), got 1"):
+        buffer.finish(torch.zeros(2), 0.9, 0.9)
+    with pytest.raises(ValueError, match=r"'rewards': expected shape \(2,\) as before, got \(1,\)"):
+        buffer.add(transition(1.0, flags, ~flags, rewards=torch.zeros(1)))
+    buffer.add(transition(1.0, flags, ~flags))
+    with pytest.raises(ValueError, match="already holds its 2 steps"):
+        buffer.add(transition(2.0, flags, ~flags))
+
+
+def test_a_mask_that_is_not_given_allows_everything() -> None:
+    flag = torch.tensor([False])
+    buffer = RolloutBuffer(2, 1, HEADS)
+    for _ in range(2):
+        for given_mask in (torch.tensor([[True, False]]), None):
+            step = transition(0.0, flag, ~flag)
+            step.inputs = step.inputs._replace(masks={"root": given_mask, "leaf": None})
+            buffer.add(step)
+        assert buffer.num_allowed()[:, 0].tolist() == [[1, 3], [2, 3]]
+        buffer.clear()
+
+
+# ---------------------------------------------------------------------- with a real policy
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("max_length", [None, 3])
+def test_the_first_ratio_is_one_for_every_head(mode, tree_world, collected, floor, recurrent, max_length) -> None:
+    """With masks (one conditional), resets inside the rollout, padding, a floor and a normaliser."""
+    policy, rollout, _ = collected(tree_world(6, mode), 24, recurrent=recurrent, floor=floor)
+    assert rollout["episode_starts"][1:].any()
+    assert rollout.could_matter.any(0).any(0).all()
+    for part in minibatches([rollout], 3, max_length):
+        for batch in part:
+            evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden)
+            for i, head in enumerate(policy.heads.names):
+                matters = batch.could_matter[..., i]
+                ratio = (evaluation.log_probs[head] - batch.log_probs[..., i])[matters].exp()
+                torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
+                used = evaluation.could_matter[head] & batch.valid
+                assert torch.equal(matters, used), "the buffer knows by itself which heads matter"
+
+
+def test_the_stored_value_is_the_one_of_the_stored_root_choice(mode, tree_world, collected) -> None:
+    policy, rollout, _ = collected(tree_world(6, mode), 24)
+    (batch,) = next(iter(minibatches([rollout], 1)))
+    evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden)
+    stored = rollout.advantages.targets - rollout.advantages.root  # V(s), put together again by the sequences
+    root = batch.targets - batch.advantages[..., 0]
+    assert torch.isin(root[batch.valid].round(decimals=4), stored.round(decimals=4)).all()
+    torch.testing.assert_close(evaluation.state_values[batch.valid], root[batch.valid], atol=1e-5, rtol=1e-5)
+    chosen = batch.advantages[..., 0] - batch.advantages[..., 1] + root
+    torch.testing.assert_close(evaluation.values[batch.valid], chosen[batch.valid], atol=1e-5, rtol=1e-5)
+
+
+def test_which_heads_an_action_uses() -> None:
+    tree = HeadTable(
+        [Head("verb", 3), Head("item", 4, "verb", {"verb": (1, 2)}), Head("force", 2, "item", {"verb": (2,)})]
+    )
+    actions = torch.tensor([[0, 0, 0], [1, 3, 0], [2, 1, 1]])
+    assert used_heads(tree, actions).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    grandchild = HeadTable([Head("a", 2), Head("b", 2, "a", {"a": (1,)}), Head("c", 2, "b", {"b": (0,)})])
+    unused_parent = torch.tensor([[0, 0, 0]])
+    assert used_heads(grandchild, unused_parent).tolist() == [[True, False, False]], "a head whose parent is unused"

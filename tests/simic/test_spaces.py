@@ -1,0 +1,266 @@
+"""Every supported space in and out, and clear words for the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper.heads import Head, HeadTable
+from esper.simic.spaces import EnvironmentAdapter, autoreset_mode, declared_heads, heads_of, make_envs
+
+
+class Shown(gym.Env):
+    """Shows a random element of its space, and remembers what was done to it."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, info: dict | None = None) -> None:
+        self.observation_space, self.action_space, self.info = observation_space, action_space, info or {}
+        self.done: list[Any] = []
+
+    def reset(self, *, seed=None, options=None):
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), self.info
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.done.append(action)
+        return self.observation_space.sample(), 0.0, False, True, self.info
+
+
+def vector(observation_space: spaces.Space, action_space: spaces.Space, num_envs: int = 3, **options: Any) -> VectorEnv:
+    return SyncVectorEnv(
+        [lambda: Shown(observation_space, action_space, **options)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+
+
+BOX = spaces.Box(-1, 1, (4,))
+TWO = spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        (BOX, 4),
+        (spaces.Box(0, 255, (2, 3), np.uint8), 6),
+        (spaces.Discrete(5, start=-2), 5),
+        (spaces.MultiBinary((2, 2)), 4),
+        (spaces.MultiDiscrete([3, 4], start=[1, 2]), 7),
+        (spaces.Dict({"b": BOX, "a": spaces.Discrete(3), "c": spaces.Box(-1, 1, ())}), 8),
+    ],
+)
+def test_features_are_the_flattened_observation(space: spaces.Space, size: int) -> None:
+    """As Gymnasium itself flattens it."""
+    envs = vector(space, TWO)
+    adapter = EnvironmentAdapter(envs)
+    assert adapter.state_dim == size
+    observation, infos = envs.reset(seed=1)
+    inputs = adapter.encode(observation, infos)
+    rows = list(gym.vector.utils.iterate(envs.observation_space, observation))
+    expected = np.stack([spaces.flatten(space, row) for row in rows])
+    torch.testing.assert_close(inputs.features, torch.from_numpy(expected.astype(np.float32)))
+    assert inputs.indices is None
+    assert inputs.masks == {"action": None}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.one_of(
+        st.builds(spaces.Discrete, st.integers(1, 5), start=st.integers(-3, 3)),
+        st.builds(spaces.MultiDiscrete, st.lists(st.integers(1, 4), min_size=1, max_size=3)),
+        st.dictionaries(st.sampled_from("abc"), st.builds(spaces.Discrete, st.integers(1, 4)), min_size=1).map(
+            spaces.Dict
+        ),
+    ),
+    st.integers(0, 1000),
+)
+def test_choices_arrive_as_actions_of_the_space(space: spaces.Space, seed: int) -> None:
+    """Any choice within the heads is an action of the space, and different choices are different actions."""
+    envs = vector(BOX, space, num_envs=4)
+    adapter = EnvironmentAdapter(envs)
+    random = np.random.default_rng(seed)
+    envs.reset()
+    choices = {name: torch.from_numpy(random.integers(n, size=4)) for name, n in adapter.sizes.items()}
+    actions = adapter.decode(choices)
+    assert envs.action_space.contains(actions)
+    envs.step(actions)
+    done = [str(env.unwrapped.done[0]) for env in envs.envs]
+    rows = list(zip(*[c.tolist() for c in choices.values()], strict=True))
+    assert len(set(done)) == len(set(rows))
+
+
+def test_heads_of_each_space() -> None:
+    assert heads_of(spaces.Discrete(4)).sizes(0) == {"action": 4}
+    assert heads_of(spaces.MultiDiscrete([2, 3])).sizes(0) == {"action_0": 2, "action_1": 3}
+    assert heads_of(spaces.Dict({"x": TWO, "y": spaces.Discrete(3)})).sizes(0) == {"x": 2, "y": 3}
+
+
+def test_an_environment_may_declare_its_heads() -> None:
+    tree = HeadTable([Head("x", 2), Head("y", 3, parent="x", used_when={"x": (1,)})])
+    envs = vector(BOX, spaces.Dict({"x": TWO, "y": spaces.Discrete(3)}))
+    envs.metadata = {**envs.metadata, "heads": tree.to_json()}
+    assert declared_heads(envs) == tree
+    assert EnvironmentAdapter(envs).heads == tree
+
+
+def test_heads_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"heads \{'x': 3\} .* do not fit the action space"):
+        EnvironmentAdapter(vector(BOX, TWO), HeadTable([Head("x", 3)]))
+    named = spaces.Dict({"x": TWO, "y": TWO})
+    with pytest.raises(ValueError, match="do not fit"):
+        EnvironmentAdapter(vector(BOX, named), HeadTable([Head("x", 2), Head("z", 2)]))
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (BOX, spaces.Box(-1, 1, (2,)), "continuous actions are not supported.*Discrete, MultiDiscrete, and Dict"),
+        (BOX, spaces.MultiBinary(2), "unsupported action space MultiBinary"),
+        (BOX, spaces.Dict({"x": TWO, "y": BOX}), "unsupported action space Dict"),
+        (
+            spaces.Box(0, 255, (8, 8, 3), np.uint8),
+            TWO,
+            r"'observation' has shape \(8, 8, 3\): images are not supported",
+        ),
+        (spaces.Dict({"camera": spaces.Box(0, 1, (8, 8, 3))}), TWO, "'camera' has shape"),
+        (spaces.Dict({"words": spaces.Text(5)}), TWO, "observation 'words': unsupported space.*supported observations"),
+        (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), TWO, "expected an entry besides 'action_mask'"),
+        (spaces.Dict({"o": BOX, "blueprints": BOX.__class__(-1, 1, (2, 2))}), TWO, "'blueprints': expected a vector"),
+    ],
+)
+def test_what_is_not_supported_is_said(observation: spaces.Space, action: spaces.Space, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EnvironmentAdapter(vector(observation, action))
+
+
+def test_environments_must_say_how_they_begin_new_episodes() -> None:
+    envs = vector(BOX, TWO)
+    assert autoreset_mode(envs) is AutoresetMode.SAME_STEP
+    envs.metadata = {}
+    with pytest.raises(ValueError, match=r"metadata\['autoreset_mode'\] .* got None"):
+        autoreset_mode(envs)
+
+
+# ---------------------------------------------------------------------- masks
+
+
+def masked(mask_space: spaces.Space, action: spaces.Space) -> VectorEnv:
+    return vector(spaces.Dict({"action_mask": mask_space, "observation": BOX}), action)
+
+
+def encoded_masks(envs: VectorEnv, **options: Any) -> dict[str, torch.Tensor]:
+    adapter = EnvironmentAdapter(envs)
+    observation, infos = envs.reset(seed=0)
+    masks = adapter.encode(observation, infos, **options).masks
+    return {name: mask for name, mask in masks.items() if mask is not None}
+
+
+def test_a_mask_in_the_observation_is_no_feature() -> None:
+    envs = masked(spaces.MultiBinary(2), TWO)
+    assert EnvironmentAdapter(envs).state_dim == 4
+    (mask,) = encoded_masks(envs).values()
+    assert mask.dtype == torch.bool
+    assert mask.shape == (3, 2)
+
+
+def test_masks_of_several_heads_come_by_name_or_one_after_the_other() -> None:
+    by_name = spaces.Dict({"x": spaces.MultiBinary(2), "y": spaces.MultiBinary(3)})
+    masks = encoded_masks(masked(by_name, spaces.Dict({"x": TWO, "y": spaces.Discrete(3)})))
+    assert {name: tuple(m.shape) for name, m in masks.items()} == {"x": (3, 2), "y": (3, 3)}
+    masks = encoded_masks(masked(spaces.MultiBinary(5), spaces.MultiDiscrete([2, 3])))
+    assert {name: tuple(m.shape) for name, m in masks.items()} == {"action_0": (3, 2), "action_1": (3, 3)}
+
+
+def test_the_mask_in_infos_is_used_where_the_observation_has_none() -> None:
+    envs = vector(BOX, TWO, info={"action_mask": np.array([1, 0], np.int8)})
+    assert encoded_masks(envs)["action"].tolist() == [[True, False]] * 3
+    by_name = vector(BOX, spaces.Dict({"x": TWO, "y": TWO}), info={"action_mask": {"x": np.array([True, False])}})
+    assert {name: m.tolist() for name, m in encoded_masks(by_name).items()} == {"x": [[True, False]] * 3}
+
+
+def test_infos_must_always_hold_the_mask_or_never() -> None:
+    envs = vector(BOX, TWO, info={"action_mask": np.array([1, 0], np.int8)})
+    adapter = EnvironmentAdapter(envs)
+    observation, infos = envs.reset()
+    adapter.encode(observation, infos)
+    with pytest.raises(ValueError, match=r"expected infos\['action_mask'\] on every reset and step"):
+        adapter.encode(observation, {})
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.ones((3, 3), bool), r"mask of head 'x': expected .* \(3, 2\), got bool \(3, 3\)"),
+        (np.ones((3, 2)), "mask of head 'x': expected booleans .* got float64"),
+    ],
+)
+def test_masks_of_the_wrong_shape_or_type_are_refused(mask: np.ndarray, message: str) -> None:
+    adapter = EnvironmentAdapter(vector(BOX, spaces.Dict({"x": TWO})))
+    with pytest.raises(ValueError, match=message):
+        adapter.encode(np.zeros((3, 4), np.float32), {"action_mask": {"x": mask}})
+
+
+def test_masks_of_unknown_heads_are_refused() -> None:
+    adapter = EnvironmentAdapter(vector(BOX, spaces.Dict({"x": TWO})))
+    with pytest.raises(ValueError, match=r"unknown heads \['z'\]; the heads are \['x'\]"):
+        adapter.encode(np.zeros((3, 4), np.float32), {"action_mask": {"z": np.ones((3, 2), bool)}})
+
+
+def test_rows_to_ignore_become_zeros_that_allow_everything() -> None:
+    envs = masked(spaces.MultiBinary(2), TWO)
+    adapter = EnvironmentAdapter(envs)
+    observation, infos = envs.reset(seed=0)
+    observation["observation"][1] = np.nan
+    observation["action_mask"][1] = 0
+    inputs = adapter.encode(observation, infos, ignore=np.array([False, True, False]))
+    assert not inputs.features[1].any()
+    assert inputs.masks["action"][1].all()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_final_observations_are_read_for_the_rows_asked_for(batched: bool) -> None:
+    """One object an environment, as Gymnasium gives them, or arrays over all environments."""
+    envs = masked(spaces.MultiBinary(2), TWO)
+    adapter = EnvironmentAdapter(envs)
+    shown = [{"action_mask": np.array([1, k % 2], np.int8), "observation": np.full(4, k, np.float32)} for k in range(3)]
+    if batched:
+        final: Any = {key: np.stack([s[key] for s in shown]) for key in ("action_mask", "observation")}
+    else:
+        final = np.array([None, shown[1], shown[2]], dtype=object)
+    inputs = adapter.encode_final({"final_obs": final}, np.array([1, 2]))
+    assert inputs.features[:, 0].tolist() == [1.0, 2.0]
+    assert inputs.masks["action"].tolist() == [[True, True], [True, False]]
+
+
+def test_the_mask_of_a_final_observation_may_lie_in_its_info() -> None:
+    mask = np.array([1, 0], np.int8)
+    envs = vector(BOX, TWO, info={"action_mask": mask})
+    adapter = EnvironmentAdapter(envs)
+    adapter.encode(*envs.reset(seed=0))
+    *_, infos = envs.step(np.zeros(3, np.int64))
+    inputs = adapter.encode_final(infos, np.array([0, 2]))
+    assert inputs.masks["action"].tolist() == [[True, False]] * 2
+
+
+def test_slots_become_indices() -> None:
+    slots = spaces.Box(-1, 12, (2,), dtype=np.int64)
+    envs = vector(spaces.Dict({"features": BOX, "blueprints": slots}), TWO)
+    adapter = EnvironmentAdapter(envs)
+    observation, infos = envs.reset(seed=0)
+    assert adapter.num_slots == 2
+    assert adapter.state_dim == 4
+    assert adapter.encode(observation, infos).indices.tolist() == observation["blueprints"].tolist()
+
+
+def test_environments_are_made_by_id() -> None:
+    own_vector_form, single = make_envs("CartPole-v1", 2), make_envs("FrozenLake-v1", 2)
+    assert own_vector_form.num_envs == single.num_envs == 2
+    assert autoreset_mode(single) is AutoresetMode.SAME_STEP
+    own_vector_form.close()
+    single.close()

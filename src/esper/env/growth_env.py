@@ -20,8 +20,9 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
 from esper.env.engine.base import Engine, RowReport
-from esper.env.engine.loop import LoopEngine, build_episode_host
+from esper.env.engine.loop import LoopEngine
 from esper.env.engine.parallel import ParallelEngine
+from esper.env.engine.run import build_episode_host
 from esper.env.episode import NO_VARIANTS, Episode, Variants
 from esper.env.reward import Objective, RewardConfig
 from esper.lifecycle import IllegalMoveError

@@ -1,0 +1,128 @@
+"""One host in one episode: what every engine knows about it, however it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from esper.env.engine.base import RowReport
+from esper.env.episode import Episode
+from esper.growth.network import GrowingNetwork
+from esper.observation import RunReading
+from esper.tasks import Task
+
+ATTRIBUTION_SAMPLES = 256
+"""Validation samples on which the contribution of a seed is measured; both sides of the difference see the same."""
+
+
+class EpisodeData:
+    """The training data of one episode and the order in which it is seen, fixed by the episode alone.
+
+    Each pass over the data is a fresh permutation; an incomplete last batch of a pass is skipped.
+
+    Attributes:
+        samples: Which of the task's training samples are used, int64 ``[M]``.
+        y: Their targets, label noise included, ``[M, ...]``.
+    """
+
+    def __init__(self, task: Task, episode: Episode) -> None:
+        splits = task.splits()
+        generator = torch.Generator().manual_seed(episode.seed)
+        total = len(splits.train_x)
+        self.samples = torch.randperm(total, generator=generator)[: episode.train_samples or total]
+        self.y = splits.train_y[self.samples].clone()
+        noisy = torch.rand(self.y.shape, generator=generator) < episode.label_noise
+        labels = torch.randint(0, int(splits.train_y.max()) + 1, self.y.shape, generator=generator)
+        self.y[noisy] = labels[noisy]
+        self._x = splits.train_x
+        self._generator = generator
+        self._batch_size = task.batch_size
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def next_indices(self) -> Tensor:
+        """Places of the next batch in ``samples`` and ``y``, int64 ``[batch]``."""
+        if len(self._order) < self._batch_size:
+            self._order = torch.randperm(len(self), generator=self._generator)
+        batch, self._order = self._order[: self._batch_size], self._order[self._batch_size :]
+        return batch
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the next batch."""
+        batch = self.next_indices()
+        return self._x[self.samples[batch]], self.y[batch]
+
+
+def build_episode_host(task: Task, episode: Episode) -> nn.Module:
+    """The untrained host of an episode; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(episode.seed)
+        return task.build_host()
+
+
+class Run:
+    """One host in one episode: data, growing network, history. Subclasses train it.
+
+    Args:
+        task: What is learned.
+        episode: Under which conditions.
+        blueprints: Names of the blueprints that may be germinated.
+        model: The untrained host.
+        optimizer: Takes the seeds' parameters in, where there is one optimizer a host.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        episode: Episode,
+        blueprints: Sequence[str],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.task, self.episode = task, episode
+        self.data = EpisodeData(task, episode)
+        self.network = GrowingNetwork(
+            model,
+            task.slots,
+            task.splits().val_x[:2],
+            optimizer=optimizer,
+            budget=episode.budget,
+            blueprints=blueprints,
+            seed=episode.seed,
+            causal=task.causal,
+        )
+        self.decision = 0
+        self.train_losses: list[float] = []
+        self.val_losses: list[float] = []
+        self.scores: list[float] = []
+        self.rolled_back = False
+        self.samples_seen = 0
+
+    def record(self, loss: float, score: float) -> None:
+        """Enter the result of an evaluation on validation data."""
+        self.val_losses.append(loss)
+        self.scores.append(score)
+
+    def report(self) -> RowReport:
+        """Readings and masks after the latest decision."""
+        reading = RunReading(
+            decision=self.decision,
+            horizon=self.episode.horizon,
+            scores=list(self.scores),
+            train_losses=list(self.train_losses),
+            val_losses=list(self.val_losses),
+            host_params=self.network.host_params,
+            added_params=self.network.added_params,
+            rent=self.episode.rent,
+            budget=self.episode.budget,
+            learning_rate=self.episode.learning_rate,
+            train_samples=len(self.data),
+            chance_score=self.task.chance_score,
+            rolled_back=self.rolled_back,
+            slots=self.network.slot_readings(),
+        )
+        return RowReport(reading, self.network.masks(), self.samples_seen)

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from esper.growth.network import GrowingNetwork
-from esper.growth.slot import Slot
 from esper.lifecycle import ACTIVE_STAGES, Stage
 
 Evaluate = Callable[[], tuple[float, float]]
 """Evaluates the host as it is now on held-out data: (loss, score); the score is better the higher, within [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A question about a network: what would its score be if one seed acted otherwise?
+
+    Args:
+        slot: Index of the slot.
+        alpha: As if blended in at this alpha; ``None``: as if switched off.
+    """
+
+    slot: int
+    alpha: float | None
 
 
 def contributions(
@@ -39,31 +52,56 @@ def contributions(
     Raises:
         ValueError: If ``evaluate`` returns anything but a pair of numbers.
     """
-    undecided = [i for i, s in enumerate(network.slots) if s.stage in ACTIVE_STAGES and not s.life.pruning]
-    if not undecided:
+    questions = counterfactuals(network)
+    if not questions:
         return {}
     as_is = _score(evaluate if baseline is None else lambda: baseline)
-    found = {index: _contribution(network, index, evaluate, as_is) for index in undecided}
-    for index, value in found.items():
-        network.slots[index].enter_contribution(value)
+    return enter_contributions(network, as_is, {question: _ask(network, question, evaluate) for question in questions})
+
+
+def counterfactuals(network: GrowingNetwork) -> list[Counterfactual]:
+    """The questions whose answers :func:`enter_contributions` needs."""
+    questions = []
+    for index, slot in enumerate(network.slots):
+        if slot.stage not in ACTIVE_STAGES or slot.life.pruning:
+            continue
+        if slot.stage is Stage.TRAINING:
+            questions.append(Counterfactual(index, alpha=1.0))
+            continue
+        if slot.alpha != slot.life.alpha_target:
+            questions.append(Counterfactual(index, alpha=slot.life.alpha_target))
+        questions.append(Counterfactual(index, alpha=None))
+    return questions
+
+
+def enter_contributions(
+    network: GrowingNetwork, as_is: float, answers: Mapping[Counterfactual, float]
+) -> dict[int, float]:
+    """Enter the contributions that follow from the scores into the slots' books.
+
+    Args:
+        network: The growing network, unchanged since :func:`counterfactuals`.
+        as_is: Its score.
+        answers: The score in each counterfactual. A score that is not finite counts as 0.
+
+    Returns:
+        Contribution by slot index, as a difference of scores.
+    """
+    scores = {(q.slot, q.alpha is not None): _finite(score) for q, score in answers.items()}
+    found = {}
+    for index in dict.fromkeys(question.slot for question in answers):
+        score_with = scores.get((index, True), _finite(as_is))
+        found[index] = score_with - scores.get((index, False), _finite(as_is))
+        network.slots[index].enter_contribution(found[index])
     return found
 
 
-def _contribution(network: GrowingNetwork, index: int, evaluate: Evaluate, as_is: float) -> float:
-    slot = network.slots[index]
-    if _acts_at_target(slot):
-        score_with = as_is
-    else:
-        with network.as_if_blended(index):
-            score_with = _score(evaluate)
-    if slot.stage is Stage.TRAINING:
-        return score_with - as_is
-    with network.switched_off(index):
-        return score_with - _score(evaluate)
-
-
-def _acts_at_target(slot: Slot) -> bool:
-    return slot.stage is not Stage.TRAINING and slot.alpha == slot.life.alpha_target
+def _ask(network: GrowingNetwork, question: Counterfactual, evaluate: Evaluate) -> float:
+    if question.alpha is None:
+        with network.switched_off(question.slot):
+            return _score(evaluate)
+    with network.as_if_blended(question.slot, question.alpha):
+        return _score(evaluate)
 
 
 @torch.no_grad()
@@ -71,7 +109,10 @@ def _score(evaluate: Evaluate) -> float:
     result = evaluate()
     try:
         _, score = result
-        score = float(score)
+        return float(score)
     except (TypeError, ValueError) as error:
         raise ValueError(f"evaluate() must return a pair of numbers, (loss, score); got {result!r}") from error
+
+
+def _finite(score: float) -> float:
     return score if math.isfinite(score) else 0.0

@@ -68,7 +68,7 @@ class Governor:
 
     def check(self, loss: float) -> bool:
         """Whether the run has diverged, given the mean training loss since the last check. Remembers good ones."""
-        healthy = math.isfinite(loss) and loss <= self.limit and _all_finite(self.network.seed_parameters())
+        healthy = math.isfinite(loss) and loss <= self.limit and self._seeds_are_finite()
         if healthy:
             self._first_loss = loss if self._first_loss is None else self._first_loss
             self._losses.append(loss)
@@ -96,16 +96,23 @@ class Governor:
         culprit = _find_culprit(self.network)
         identity = None if culprit is None else _identity(self.network.slots[culprit])
         decision = self.network.decision
-        self.network.load_state_dict(self._snapshot.growth)
+        self._restore()
         self.network.decision = decision
-        self.network.model.load_state_dict(self._snapshot.model)
-        if self.optimizer is not None and self._snapshot.optimizer is not None:
-            _restore_optimizer(self.optimizer, self._snapshot.optimizer)
         events = []
         if culprit is not None and _identity(self.network.slots[culprit]) == identity:
             events.append(self.network.evict(culprit))
         self.take_snapshot()
         return events
+
+    def _seeds_are_finite(self) -> bool:
+        return _all_finite(self.network.seed_parameters())
+
+    def _restore(self) -> None:
+        """Make the run what the snapshot says."""
+        self.network.load_state_dict(self._snapshot.growth)
+        self.network.model.load_state_dict(self._snapshot.model)
+        if self.optimizer is not None and self._snapshot.optimizer is not None:
+            _restore_optimizer(self.optimizer, self._snapshot.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """The running band. After loading it, with everything else restored, call :meth:`take_snapshot`."""

@@ -1,0 +1,52 @@
+"""Files of a run that are either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_json_atomic(path: str | os.PathLike[str], data: Any) -> None:
+    """Write ``data`` as indented JSON; a reader, or a crash, never sees half a file.
+
+    JSON has no NaN and no infinity: they are written as ``null``. NumPy scalars and arrays, paths and tuples are
+    written as numbers, lists and strings.
+
+    Raises:
+        TypeError: For data that has no form in JSON.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "result.json"
+        >>> write_json_atomic(path, {"score": np.float32(0.5), "loss": math.nan})
+        >>> json.loads(path.read_text())
+        {'score': 0.5, 'loss': None}
+    """
+    path = Path(path)
+    text = json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

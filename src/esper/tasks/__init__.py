@@ -1,0 +1,44 @@
+"""Tasks: data, a host with slots, and the length of a run. Embedded ones need no download; bring your own as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from esper.tasks.automatic import auto_host
+from esper.tasks.base import TASKS, Splits, Task, register_task, unknown_task
+from esper.tasks.images import Digits
+from esper.tasks.loading import load_data
+from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
+from esper.tasks.tabular import BreastCancer, Wine
+from esper.tasks.text import CharLM
+
+__all__ = [
+    "MNIST1D",
+    "TASKS",
+    "BreastCancer",
+    "CharLM",
+    "Digits",
+    "ShuffledMNIST1D",
+    "Splits",
+    "Task",
+    "Wine",
+    "auto_host",
+    "get_task",
+    "load_data",
+    "register_task",
+]
+
+
+def get_task(name: str) -> Task:
+    """The task of this name, or one made from the data at this path (see :func:`load_data`).
+
+    Raises:
+        ValueError: For a name that is neither, with the names that come nearest; for data that cannot be used.
+        FileNotFoundError: For a path to nothing.
+    """
+    if name in TASKS:
+        return TASKS[name]()
+    looks_like_a_path = Path(name).exists() or Path(name).suffix or "/" in name
+    if looks_like_a_path:
+        return auto_host(load_data(name), name=Path(name).resolve().stem)
+    raise unknown_task(name)

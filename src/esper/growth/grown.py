@@ -13,10 +13,17 @@ from esper.growth.seed import Seed
 from esper.growth.slot import Slot
 
 
+def _blend(module: nn.Module, args: Any, output: Any) -> Any:
+    assert isinstance(module, GrownModule)
+    return module.port.write(output, module.seed.blend(module.port.read(output)))
+
+
 class GrownModule(nn.Module):
     """A submodule of the host with a seed blended into its output, at a fixed alpha.
 
-    It answers for the submodule: attributes that it does not have itself are the submodule's.
+    It answers for the submodule: attributes that it does not have itself are the submodule's. The blend is a forward
+    hook on itself because fused kernels (``nn.TransformerEncoderLayer`` in evaluation), which read a submodule's
+    weights instead of calling it, stand back where there are hooks; they would pass over the seed in silence.
     """
 
     def __init__(self, host: nn.Module, seed: Seed, port: Port) -> None:
@@ -25,11 +32,11 @@ class GrownModule(nn.Module):
         self.seed = seed
         self.port = port
         self.training = host.training
+        self.register_forward_hook(_blend)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The submodule's output with the seed blended in."""
-        output = self.host(*args, **kwargs)
-        return self.port.write(output, self.seed.blend(self.port.read(output)))
+        """The submodule's own output; the hook blends the seed in."""
+        return self.host(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

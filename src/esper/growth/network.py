@@ -368,7 +368,7 @@ class GrowingNetwork:
     def grown_model(self) -> nn.Module:
         """A plain copy of the network as it is now: a deep copy of the host with every seed of alpha > 0 built in.
 
-        It has no hooks, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
+        It keeps no books, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
         """
         with ExitStack() as stack:
             for slot in self.slots:
@@ -377,9 +377,14 @@ class GrowingNetwork:
             return assemble(self.model, [s for s in self.slots if s.seed is not None and s.alpha > 0])
 
     def remove(self) -> None:
-        """Take every hook off the host, which is then as it was before; this network must not be used any more."""
+        """Take hooks off the host and seeds out of the optimizer: both are as if the host had never grown.
+
+        This network must not be used any more. Call :meth:`grown_model` first to keep what has grown.
+        """
         for slot in self.slots:
             slot.detach()
+        if self.optimizer is not None:
+            surgery.leave(self.optimizer, self.seed_parameters())
         _HOSTS.discard(self.model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -406,5 +411,5 @@ def _gradient_rms(parameters: Any) -> Tensor | None:
     if not gradients:
         return None
     total = sum(g.numel() for g in gradients)
-    norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
+    norms = torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])
     return torch.linalg.vector_norm(norms) / total**0.5

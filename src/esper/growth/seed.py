@@ -11,7 +11,6 @@ from torch.autograd.function import Function
 
 from esper.growth.blueprints import SlotSpec, build_blueprint, build_style
 
-
 TRUST_RADIUS = 0.5
 """RMS of an isolated seed's effect, relative to its slot's activation, at which its gradient comes to rest."""
 
@@ -32,9 +31,12 @@ def isolated_gradient(grad: Tensor, h: Tensor, effect: Tensor, dim: tuple[int, .
         effect: What the seed would add to it.
         dim: Dimensions over which the RMS is taken; ``None`` for all. Stacked hosts keep theirs apart.
     """
-    rms = lambda x: x.float().square().mean(dim, keepdim=True).sqrt()  # noqa: E731
-    price = rms(grad) / (TRUST_RADIUS * rms(h) + torch.finfo(torch.float32).tiny)
+    price = _rms(grad, dim) / (TRUST_RADIUS * _rms(h, dim) + torch.finfo(torch.float32).tiny)
     return (grad + price * effect).to(effect.dtype)
+
+
+def _rms(x: Tensor, dim: tuple[int, ...] | None) -> Tensor:
+    return x.float().square().mean(dim, keepdim=True).sqrt()
 
 
 class _StraightThrough(Function):

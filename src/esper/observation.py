@@ -18,6 +18,9 @@ from esper.lifecycle import ACTIVE_STAGES, EMBARGO_DECISIONS, Stage
 UNKNOWN = -2.0
 """Encodes a value that is not known; known values lie in [-1, 1]."""
 
+CONTRIBUTION_SCALE = 5.0
+"""Contributions are differences of scores, mostly within ±0.2; they are encoded times this."""
+
 
 @dataclass
 class SlotReading:
@@ -279,7 +282,7 @@ def _net_contribution(slot: SlotReading, run: RunReading) -> float | None:
     if slot.contribution is None:
         return None
     total = run.host_params + run.added_params
-    return 5 * (slot.contribution - run.rent * math.log2(total / (total - slot.seed_params)))
+    return CONTRIBUTION_SCALE * (slot.contribution - run.rent * math.log2(total / (total - slot.seed_params)))
 
 
 def _contribution_change(slot: SlotReading, run: RunReading) -> float | None:
@@ -332,7 +335,7 @@ SLOT_FIELDS: tuple[Field, ...] = (
         lambda s, r: math.log2(1 + s.seed_params / r.host_params) / 4,
     ),
     Field(
-        "contribution", -1, 1, "5 × (score with the seed − score without it)", lambda s, r: _scaled(s.contribution, 5)
+        "contribution", -1, 1, "5 × (score with the seed − score without it)", lambda s, r: _scaled(s.contribution, CONTRIBUTION_SCALE)
     ),
     Field(
         "contribution_change", -1, 1, "10 × change of the contribution since the last decision", _contribution_change

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, STYLES, TEMPOS, Decision
-from esper.lifecycle import Op, Stage
+from esper.lifecycle import Op
+from esper.observation import CONTRIBUTION_SCALE
 from esper.tamiyo.policy.base import RulePolicy, RunView
 
 _FULL = len(ALPHA_TARGETS) - 1
@@ -63,59 +64,43 @@ class FixedSchedulePolicy(RulePolicy):
 
 
 class HeuristicPolicy(RulePolicy):
-    """Tries blueprints one after the other and keeps what pays for its rent.
+    """Fills the slots with a strong kind of block, puts each on probation, and keeps what pays for its rent.
 
-    A seed trains for ``patience`` decisions; then its counterfactual contribution decides: above the rent that it
-    costs it is blended in and fossilised, else pruned and another kind is tried. A slot whose candidates have all
-    failed stays empty.
+    A seed trains in isolation for ``training_decisions``, is blended in at once, and is judged after ``probation``
+    decisions by its counterfactual contribution: above the rent that it costs it is fossilised, else it is pruned and
+    the next candidate is tried. A slot whose candidates have all failed stays empty.
 
     Args:
         candidates: Blueprints in the order in which they are tried.
-        patience: Decisions a seed may train before it is judged.
-        margin: Contribution (in points of score) that a seed must bring beyond its rent.
+        training_decisions: Decisions a seed trains in isolation.
+        probation: Decisions a seed is held before it is judged.
+        margin: Contribution (in points of score, 0.01 is one point) that a seed must bring beyond its rent.
     """
 
     def __init__(
         self,
-        candidates: tuple[str, ...] = ("conv_large", "conv", "attention", "gated_mlp", "mlp", "lora"),
-        patience: int = 2,
-        margin: float = 0.005,
+        candidates: tuple[str, ...] = ("conv_large", "conv", "depthwise", "gated_mlp", "mlp", "lora"),
+        training_decisions: int = 1,
+        probation: int = 3,
+        margin: float = 0.0,
     ) -> None:
         super().__init__()
         self.candidates = tuple(BLUEPRINT_NAMES.index(name) for name in candidates)
-        self.patience = patience
+        self.training_decisions = training_decisions
+        self.probation = probation
         self.margin = margin
 
     def decide(self, run: RunView) -> Decision:
-        """Judge the seeds on probation and in training, then germinate the next candidate."""
-        return self._judge_holding(run) or self._judge_training(run) or self._germinate(run) or Decision()
+        """Let trained seeds in, fill empty slots, then judge the seeds on probation."""
+        return self._advance(run) or self._germinate(run) or self._judge(run) or Decision()
 
-    def _pays(self, run: RunView, slot: int) -> bool | None:
-        """Whether the seed brings more than it costs; ``None`` while that is not known."""
-        net = run.observation.slot(slot, "contribution_net")
-        return None if net is None else net / 5 > self.margin
-
-    def _judge_holding(self, run: RunView) -> Decision | None:
-        for slot in run.slots_allowing(Op.FOSSILIZE):
-            pays = self._pays(run, slot)
-            if pays is not None:
-                return Decision(Op.FOSSILIZE if pays else Op.PRUNE, slot, tempo=_INSTANT)
-        return None
-
-    def _judge_training(self, run: RunView) -> Decision | None:
+    def _advance(self, run: RunView) -> Decision | None:
         for slot in run.slots_allowing(Op.ADVANCE):
-            age = run.decision - run.memory[slot]
-            pays = self._pays(run, slot)
-            if pays and age >= 1:
+            if run.decision - run.memory[slot] >= self.training_decisions:
                 return Decision(Op.ADVANCE, slot, tempo=_INSTANT, alpha_target=_FULL)
-            if pays is False and age > self.patience:
-                return Decision(Op.PRUNE, slot)
         return None
 
     def _germinate(self, run: RunView) -> Decision | None:
-        busy = any(run.observation.stage(s) is Stage.TRAINING for s in range(run.observation.num_slots))
-        if busy:
-            return None
         for slot in run.slots_allowing(Op.GERMINATE):
             tried = run.memory.setdefault(("tried", slot), set())
             fitting = set(run.blueprints_for(slot))
@@ -124,4 +109,13 @@ class HeuristicPolicy(RulePolicy):
                     tried.add(blueprint)
                     run.memory[slot] = run.decision
                     return Decision(Op.GERMINATE, slot, blueprint)
+        return None
+
+    def _judge(self, run: RunView) -> Decision | None:
+        for slot in run.slots_allowing(Op.FOSSILIZE):
+            net = run.observation.slot(slot, "contribution_net")
+            held = run.decision - run.memory[slot] - self.training_decisions
+            if net is not None and held >= self.probation:
+                keep = net / CONTRIBUTION_SCALE > self.margin
+                return Decision(Op.FOSSILIZE if keep else Op.PRUNE, slot, tempo=_INSTANT)
         return None

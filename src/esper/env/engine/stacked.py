@@ -1,0 +1,129 @@
+"""The fast engine: hosts of one structure train in one autograd graph.
+
+It means what :class:`~esper.env.engine.loop.LoopEngine` means, up to the rounding of floating-point sums: the same data
+order, initial weights, optimiser, stages, readings, attribution and governor. The networks are real
+:class:`~esper.growth.network.GrowingNetwork` objects and keep their own books; only the arithmetic is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.actions import BLUEPRINT_NAMES, Decision
+from esper.env.engine.base import Engine, RowReport
+from esper.env.engine.run import ATTRIBUTION_SAMPLES, build_episode_host
+from esper.env.engine.stacking import layers, rules  # noqa: F401 - importing them registers them
+from esper.env.engine.stacking.rescue import StackedGovernor
+from esper.env.engine.stacking.stack import HostStack, StackedRun, View
+from esper.env.engine.stacking.values import Stacked
+from esper.env.episode import Episode
+from esper.growth.attribution import counterfactuals, enter_contributions
+from esper.tasks import Task
+
+
+class StackedEngine(Engine):
+    """K hosts in as few graphs as they have structures (one, unless their widths or depths differ).
+
+    Args:
+        task: What they learn.
+        num_hosts: K.
+        blueprints: Names of the blueprints that may be germinated.
+
+    Raises:
+        ValueError: If the task's host calls something that has no rule for stacked hosts; use the loop engine then.
+    """
+
+    def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = BLUEPRINT_NAMES) -> None:
+        self.task = task
+        self.num_hosts = num_hosts
+        self.slot_names = task.slots
+        self.blueprints = tuple(blueprints)
+        self.runs: dict[int, StackedRun] = {}
+        self._stacks: dict[Any, HostStack] = {}
+        self._stack_of: dict[int, HostStack] = {}
+
+    def reset(self, episodes: Mapping[int, Episode]) -> dict[int, RowReport]:
+        """Begin the given episodes in their rows."""
+        for row, episode in episodes.items():
+            if row in self.runs:
+                self._stack_of[row].leave(self.runs[row])
+            self._begin(row, episode)
+        self._evaluate(list(episodes))
+        return {row: self.runs[row].report() for row in episodes}
+
+    def step(self, decisions: Mapping[int, Decision]) -> dict[int, RowReport]:
+        """Apply one decision to each given row and train it for one interval."""
+        rows = list(decisions)
+        for row in rows:
+            self.runs[row].network.step(decisions[row])
+            self._stack_of[row].settle_seeds(self.runs[row])
+        for stack, members in self._by_stack(rows):
+            for row, loss in zip(members, stack.train([self.runs[row] for row in members]), strict=True):
+                self._end_interval(row, loss)
+        self._evaluate(rows)
+        for row in rows:
+            if not self.runs[row].rolled_back:
+                self.runs[row].governor.take_snapshot()
+        return {row: self.runs[row].report() for row in rows}
+
+    @torch.no_grad()
+    def test_scores(self, rows: Sequence[int]) -> dict[int, float]:
+        """Score of the given rows' networks on test data, in [0, 1]."""
+        splits = self.task.splits()
+        found = {}
+        for stack, members in self._by_stack(rows):
+            outputs = stack.outputs([View(self.runs[row]) for row in members], splits.test_x)
+            found |= dict(zip(members, self.task.score(outputs, splits.test_y).data.tolist(), strict=True))
+        return found
+
+    def _begin(self, row: int, episode: Episode) -> None:
+        model = build_episode_host(self.task, episode)
+        run = StackedRun(self.task, episode, self.blueprints, model)
+        structure = _structure(model)
+        if structure not in self._stacks:
+            self._stacks[structure] = HostStack(self.task, run)
+        stack = self._stacks[structure]
+        stack.enter(run)
+        run.governor = StackedGovernor(run, stack)
+        self.runs[row], self._stack_of[row] = run, stack
+
+    def _by_stack(self, rows: Sequence[int]) -> list[tuple[HostStack, list[int]]]:
+        stacks = {id(self._stack_of[row]): self._stack_of[row] for row in rows}
+        return [(stack, [row for row in rows if self._stack_of[row] is stack]) for stack in stacks.values()]
+
+    def _end_interval(self, row: int, loss: float) -> None:
+        run = self.runs[row]
+        run.decision += 1
+        run.train_losses.append(loss)
+        run.rolled_back = run.governor.check(loss)
+        if run.rolled_back:
+            run.governor.roll_back()
+            self._stack_of[row].settle_seeds(run)
+
+    @torch.no_grad()
+    def _evaluate(self, rows: Sequence[int]) -> None:
+        """Validate the rows and measure what their seeds contribute."""
+        splits, sample = self.task.splits(), slice(ATTRIBUTION_SAMPLES)
+        for stack, members in self._by_stack(rows):
+            runs = [self.runs[row] for row in members]
+            outputs = stack.outputs([View(run) for run in runs], splits.val_x)
+            losses, scores = self.task.loss(outputs, splits.val_y).data, self.task.score(outputs, splits.val_y).data
+            for run, loss, score in zip(runs, losses.tolist(), scores.tolist(), strict=True):
+                run.record(loss, score)
+            views = [View(run, question) for run in runs for question in counterfactuals(run.network)]
+            if not views:
+                continue
+            as_is = self.task.score(outputs[sample], splits.val_y[sample]).data.tolist()
+            answers = self.task.score(stack.outputs(views, splits.val_x[sample]), splits.val_y[sample]).data.tolist()
+            for run, score in zip(runs, as_is, strict=True):
+                mine = {v.question: a for v, a in zip(views, answers, strict=True) if v.run is run and v.question}
+                enter_contributions(run.network, score, mine)
+
+
+def _structure(model: nn.Module) -> tuple[Any, ...]:
+    """What two hosts must have in common to be stacked."""
+    return (repr(model), tuple((name, p.shape) for name, p in model.named_parameters()))

@@ -1,0 +1,167 @@
+"""The parameters of many modules of one structure in common storage, one row each, with their gradients and Adam state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from esper.env.engine.stacking.values import Stacked
+
+
+@dataclass(eq=False)
+class Member:
+    """A module whose parameters live in a row of a pool; they are views of it, so both always agree.
+
+    Args:
+        parameters: The module's parameters, by the pool's names; those it lacks stay zero in its row.
+        learning_rate: Of its Adam.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    learning_rate: float
+    position: int = field(default=-1, init=False)
+    """The row."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One row of a pool, as it was: weights and Adam's moments ``[P]``, steps taken."""
+
+    weights: Tensor
+    first_moments: Tensor
+    second_moments: Tensor
+    steps: Tensor
+
+
+class ParameterPool:
+    """Rows of parameters ``[n, P]`` that come and go. Storage only ever grows, to the most rows there were at once.
+
+    Args:
+        shapes: Shape of every parameter by name; they lie in a row in this order.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size], *, dtype: torch.dtype, device: torch.device) -> None:
+        self.shapes = dict(shapes)
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        self.size = sum(sizes)
+        self._places = dict(zip(self.shapes, zip([sum(sizes[:i]) for i in range(len(sizes))], sizes, strict=True), strict=True))
+        self.members: list[Member] = []
+        self.weights = torch.zeros(0, self.size, dtype=dtype, device=device)
+        self.gradients, self.first_moments, self.second_moments = (self.weights.clone() for _ in range(3))
+        self.steps = torch.zeros(0, device=device)
+        self._leaves: dict[int, list[Stacked]] = {}
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    # ------------------------------------------------------------------------------------------- coming and going
+
+    def insert(self, member: Member, saved: Saved | None = None) -> None:
+        """Take a module in: its parameters move here, with fresh Adam state (or with all of it as it was saved)."""
+        position = len(self.members)
+        self._reserve(position + 1)
+        member.position = position
+        self.members.append(member)
+        for tensor in (self.weights, self.first_moments, self.second_moments, self.steps):
+            tensor[position] = 0
+        for name, parameter in member.parameters.items():
+            self._view(self.weights, position, name).copy_(parameter.detach())
+        if saved is not None:
+            self.restore(member, saved)
+        self._bind(member)
+
+    def remove(self, members: Sequence[Member]) -> None:
+        """Let modules go; their parameters become tensors of their own."""
+        gone = set(map(id, members))
+        for member in members:
+            for parameter in member.parameters.values():
+                parameter.data = parameter.data.clone()
+        self._permute([m for m in self.members if id(m) not in gone])
+
+    def arrange(self, first: Sequence[Member]) -> None:
+        """Give these members the first rows, in this order."""
+        chosen = set(map(id, first))
+        self._permute([*first, *(m for m in self.members if id(m) not in chosen)])
+
+    def _permute(self, members: list[Member]) -> None:
+        moved = [i for i, member in enumerate(members) if member.position != i]
+        if moved:
+            source = torch.tensor([members[i].position for i in moved], device=self.weights.device)
+            target = torch.tensor(moved, device=self.weights.device)
+            for tensor in (self.weights, self.first_moments, self.second_moments, self.steps):
+                tensor[target] = tensor[source]
+        self.members = members
+        for i in moved:
+            members[i].position = i
+            self._bind(members[i])
+
+    def _reserve(self, rows: int) -> None:
+        capacity = len(self.weights)
+        if rows <= capacity:
+            return
+        capacity = max(rows, 2 * capacity)
+        for name in ("weights", "gradients", "first_moments", "second_moments", "steps"):
+            old: Tensor = getattr(self, name)
+            new = old.new_zeros((capacity, *old.shape[1:]))
+            new[: len(old)] = old
+            setattr(self, name, new)
+        self._leaves = {}
+        for member in self.members:
+            self._bind(member)
+
+    def _bind(self, member: Member) -> None:
+        for name, parameter in member.parameters.items():
+            parameter.data = self._view(self.weights, member.position, name)
+
+    def _view(self, storage: Tensor, position: int, name: str) -> Tensor:
+        start, size = self._places[name]
+        return storage[position, start : start + size].view(self.shapes[name])
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    def leaves(self, rows: int) -> list[Stacked]:
+        """The parameters of the first ``rows`` members, ``[rows, ...]`` each; their gradients gather in the pool."""
+        if rows not in self._leaves:
+            self._leaves[rows] = [self._leaf(rows, name) for name in self.shapes]
+        return self._leaves[rows]
+
+    def _leaf(self, rows: int, name: str) -> Stacked:
+        start, size = self._places[name]
+        columns = slice(start, start + size)
+        leaf = self.weights[:rows, columns].view(rows, *self.shapes[name]).detach().requires_grad_()
+        leaf.grad = self.gradients[:rows, columns].view(rows, *self.shapes[name])
+        return Stacked(leaf)
+
+    def selected(self, positions: Tensor) -> list[Stacked]:
+        """Copies of the parameters in these rows ``[n]``, for a forward pass without gradients."""
+        weights = self.weights.index_select(0, positions)
+        columns = (weights[:, start : start + size] for start, size in self._places.values())
+        return [Stacked(c.view(len(c), *s)) for c, s in zip(columns, self.shapes.values(), strict=True)]
+
+    def gradient_rms(self, rows: int) -> Tensor:
+        """Root mean square of the gradients of each of the first members, ``[rows]``."""
+        sizes = [sum(p.numel() for p in m.parameters.values()) for m in self.members[:rows]]
+        total = torch.linalg.vector_norm(self.gradients[:rows], dim=1)
+        return total / torch.tensor(sizes, device=total.device, dtype=total.dtype).sqrt()
+
+    def finite(self) -> Tensor:
+        """Whether all parameters of each member are finite, bool ``[n]``."""
+        return torch.isfinite(self.weights[: len(self)]).all(dim=1)
+
+    # ------------------------------------------------------------------------------------------- saving a row
+
+    def save(self, member: Member) -> Saved:
+        """A copy of a member's row."""
+        i = member.position
+        return Saved(
+            self.weights[i].clone(), self.first_moments[i].clone(), self.second_moments[i].clone(), self.steps[i].clone()
+        )
+
+    def restore(self, member: Member, saved: Saved) -> None:
+        """Write a member's row back."""
+        i = member.position
+        self.weights[i], self.first_moments[i] = saved.weights, saved.first_moments
+        self.second_moments[i], self.steps[i] = saved.second_moments, saved.steps

@@ -46,7 +46,7 @@ def test_rewards_sum_to_J_whatever_the_actions(make_env, seed):
     assert terminated.all()
     assert not truncated.any()
     np.testing.assert_allclose(total, info["episode_metrics"]["J"], atol=1e-6)
-    final = [row for row in info["final_obs"]]
+    final = info["final_obs"]
     for row in range(3):
         view = ObservationView(final[row]["features"], final[row]["blueprints"])
         np.testing.assert_allclose(total[row], view["score"] - view["rent_paid"], atol=1e-5)

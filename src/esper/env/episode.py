@@ -30,6 +30,8 @@ class Episode:
     """Share of training labels replaced by random ones."""
     width: float = 1.0
     """Factor on the host's width."""
+    depth: int = 1
+    """Layers in each of the host's blocks."""
 
     def info(self) -> dict[str, float]:
         """The episode as numbers, for ``info`` and for logs; no cap is −1."""
@@ -42,6 +44,7 @@ class Episode:
             "train_samples": float(self.train_samples),
             "label_noise": self.label_noise,
             "width": self.width,
+            "depth": float(self.depth),
         }
 
 
@@ -67,9 +70,11 @@ class Variants:
     """Share of training labels replaced by random ones, in [0, 1)."""
     width: Range | None = None
     """Factor on the host's width."""
+    depth: Range | None = None
+    """Layers in each of the host's blocks."""
 
     def __post_init__(self) -> None:
-        for name in ("rent", "budget", "horizon", "learning_rate", "train_samples", "width"):
+        for name in ("rent", "budget", "horizon", "learning_rate", "train_samples", "width", "depth"):
             self._check(name, above=0.0)
         self._check("label_noise", above=-1e-12)
 
@@ -101,6 +106,7 @@ class Variants:
             train_samples=max(task.batch_size, int(samples * log_uniform(self.train_samples, 1.0))),
             label_noise=uniform(self.label_noise, 0.0),
             width=log_uniform(self.width, 1.0),
+            depth=round(uniform(self.depth, 1)),
         )
 
 

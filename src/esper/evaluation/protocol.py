@@ -78,7 +78,9 @@ def run_episodes(
         ValueError: When ``env`` has another number of rows than there are seeds, or resets itself within a step.
     """
     if env.autoreset_mode is not AutoresetMode.NEXT_STEP:
-        raise ValueError("run_episodes needs an environment with autoreset_mode NEXT_STEP, which keeps the final networks")
+        raise ValueError(
+            "run_episodes needs an environment with autoreset_mode NEXT_STEP, which keeps the final networks"
+        )
     if len(seeds) != env.num_envs:
         raise ValueError(f"expected one seed for each of the {env.num_envs} rows, got {len(seeds)}")
     observation, _ = env.reset(seed=0, options={"episode_seeds": list(seeds)})

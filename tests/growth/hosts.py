@@ -41,7 +41,7 @@ class PerPosition(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Images [N, 1, H, W] → [N, 3], with BatchNorm, in-place activations and an in-place residual; slots: conv1, block."""
+    """Images [N, 1, H, W] → [N, 3], with BatchNorm and in-place arithmetic; slots: conv1, block."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()

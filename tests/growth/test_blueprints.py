@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from growth.hosts import FITTING, SPECS, wake
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from esper.actions import BLUEPRINT_NAMES, STYLES
 from esper.growth.blueprints import BLUEPRINTS, SlotSpec, build_blueprint, build_style, count_flops, count_parameters
 from esper.growth.seed import Seed, plant
+from growth.hosts import FITTING, SPECS, wake
 
 EVERY = pytest.mark.parametrize(("name", "kind"), FITTING)
 EVERY_STYLE = pytest.mark.parametrize("style", STYLES)

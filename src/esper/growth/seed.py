@@ -52,7 +52,7 @@ class _StraightThrough(Function):
         return h.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         h, effect = ctx.saved_tensors
         return grad, isolated_gradient(grad, h, effect)
 

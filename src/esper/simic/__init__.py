@@ -1,1 +1,31 @@
-"""Simic teaches: PPO for recurrent policies with factored, masked, dependent heads, over any Gymnasium environment."""
+"""Simic teaches: PPO for recurrent policies with factored, masked, dependent heads, over any Gymnasium environment.
+
+Example:
+    >>> from esper import simic
+    >>> result = simic.train("CartPole-v1", config=simic.TrainConfig(total_steps=64, num_envs=2, num_steps=16))
+    >>> simic.evaluate(result.policy, "CartPole-v1", episodes=2).returns.shape
+    (2,)
+"""
+
+from esper.simic.environments import register_environments
+from esper.simic.evaluation import EvaluationResult, evaluate, load_policy
+from esper.simic.ppo import PPOConfig
+from esper.simic.training.callbacks import Callback, Plan
+from esper.simic.training.config import NetworkConfig, TrainConfig
+from esper.simic.training.progress import Progress
+from esper.simic.training.vectorized import TrainResult, train
+
+__all__ = [
+    "Callback",
+    "EvaluationResult",
+    "NetworkConfig",
+    "PPOConfig",
+    "Plan",
+    "Progress",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "load_policy",
+    "register_environments",
+    "train",
+]

@@ -45,6 +45,8 @@ class Interrupted(Exception):
 class Episode:
     """One finished episode."""
 
+    environment: int
+    """Which of the K environments played it."""
     reward: float
     """Sum of its rewards, as the environment gave them."""
     length: int
@@ -93,6 +95,7 @@ class Collector:
         gamma: float,
         gae_lambda: float,
         reward_scale: float = 1.0,
+        deterministic: bool = False,
         on_step: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> RolloutBuffer:
@@ -106,13 +109,13 @@ class Collector:
         for _ in range(self.buffer.num_steps):
             if should_stop():
                 raise Interrupted
-            self._step(policy, generator)
+            self._step(policy, generator, deterministic)
             on_step()
         self.buffer.finish(self._value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale)
         return self.buffer
 
-    def _step(self, policy: LSTMPolicyBundle, generator: torch.Generator) -> None:
-        output = policy.act(self._inputs, self._hidden, generator=generator)
+    def _step(self, policy: LSTMPolicyBundle, generator: torch.Generator, deterministic: bool) -> None:
+        output = policy.act(self._inputs, self._hidden, deterministic, generator)
         observation, rewards, terminated, truncated, infos = self.envs.step(self.adapter.decode(output.actions))
         valid = ~self._resetting
         terminated, truncated = terminated & valid, truncated & valid
@@ -192,7 +195,7 @@ class Collector:
                 for name, values in told.items()
                 if not name.startswith("_") and told.get(f"_{name}", ended)[k]
             }
-            self.episodes.append(Episode(float(self._rewards[k]), int(self._lengths[k]), metrics))
+            self.episodes.append(Episode(int(k), float(self._rewards[k]), int(self._lengths[k]), metrics))
         self._rewards[ended] = 0.0
         self._lengths[ended] = 0
 

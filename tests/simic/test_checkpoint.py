@@ -1,0 +1,124 @@
+"""Checkpoints keep any nest of plain data exactly, and are replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from esper.heads import Head, HeadTable
+from esper.simic.training import checkpoint
+from esper.simic.training.checkpoint import find_checkpoint, load_state, save_checkpoint
+from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+
+def small_policy() -> LSTMPolicyBundle:
+    return LSTMPolicyBundle(
+        FactoredRecurrentActorCritic(2, 0, heads=HeadTable([Head("a", 2)]), hidden_dim=4, head_dim=4)
+    )
+
+
+ARRAYS = npst.arrays(
+    st.sampled_from([np.float32, np.float64, np.int64, np.bool_, np.uint8]), npst.array_shapes(min_dims=0)
+)
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**130), 2**130),
+    st.floats(),
+    st.text(),
+    ARRAYS,
+    ARRAYS.map(torch.as_tensor),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.one_of(st.text(), st.integers(), st.just("$tensor")), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, (np.ndarray, torch.Tensor)):
+        return a.dtype == b.dtype and a.shape == b.shape and bytes(np.asarray(a)) == bytes(np.asarray(b))
+    return repr(a) == repr(b)
+
+
+@given(tree=TREES)
+@settings(max_examples=100, deadline=None)
+def test_any_nest_of_plain_data_comes_back_as_it_was(tree: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    encoded = json.loads(json.dumps(checkpoint._to_json({"state": tree}, tensors)))
+    assert same(checkpoint._from_json(encoded, tensors), {"state": tree})
+
+
+def test_the_state_of_a_generator_and_an_optimiser_go_through_files(tmp_path: Path) -> None:
+    policy = small_policy()
+    optimizer = torch.optim.Adam(policy.network.parameters())
+    for p in policy.network.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "random": np.random.default_rng(0).bit_generator.state}
+    save_checkpoint(tmp_path / "checkpoint", policy, state)
+    loaded = load_state(tmp_path / "checkpoint")
+    assert same(loaded["random"], state["random"])
+    torch.optim.Adam(policy.network.parameters()).load_state_dict(loaded["optimizer"])
+    assert same(loaded["optimizer"]["state"][0]["exp_avg"], state["optimizer"]["state"][0]["exp_avg"])
+
+
+def test_refuses_what_it_cannot_keep(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="a checkpoint holds numbers, strings, tensors"):
+        save_checkpoint(tmp_path / "checkpoint", small_policy(), {"x": object()})
+
+
+@pytest.mark.parametrize("moment", ["policy", "state", "swap"])
+def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch, moment: str) -> None:
+    """Whether it dies before the policy is written, before the state is, or between the two moves."""
+    place = tmp_path / "checkpoint"
+    save_checkpoint(place, small_policy(), {"update": 1})
+
+    def crash(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("killed")
+
+    if moment == "policy":
+        monkeypatch.setattr(LSTMPolicyBundle, "save", crash)
+    elif moment == "state":
+        monkeypatch.setattr(checkpoint, "save_file", crash)
+    else:
+        replace, calls = checkpoint.os.replace, []
+
+        def second_fails(*args: Any) -> None:
+            calls.append(args)
+            if str(args[1]).endswith("checkpoint"):
+                crash()
+            replace(*args)
+
+        monkeypatch.setattr(checkpoint.os, "replace", second_fails)
+    with pytest.raises(RuntimeError, match="killed"):
+        save_checkpoint(place, small_policy(), {"update": 2})
+    monkeypatch.undo()
+    assert load_state(find_checkpoint(place))["update"] == 1
+    save_checkpoint(place, small_policy(), {"update": 3})
+    assert load_state(find_checkpoint(place))["update"] == 3
+
+
+def test_says_when_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected a checkpoint in"):
+        find_checkpoint(tmp_path / "checkpoint")

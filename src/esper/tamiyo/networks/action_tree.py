@@ -1,25 +1,29 @@
 """The action as a tree of dependent heads: the one place that defines the behaviour policy.
 
-Shapes: N rows (any batch, flattened), H size of the core, D size of a head's hidden layer, S slots, E size of a slot
-encoding, n choices of a head, ``heads`` number of heads.
+Shapes: N rows (any batch, flattened), H size of the core, K number of heads, D size of a head's hidden layer, S slots,
+E size of a slot encoding, n choices of a head, C choices of all heads together.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from esper.heads import Head, HeadTable
 from esper.tamiyo.networks.checks import Masks
-from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear
-from esper.tamiyo.policy.masked_categorical import MaskedCategorical, gumbel_noise
+from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear, stacked
+from esper.tamiyo.policy.masked_categorical import MaskedCategorical, gumbel_noise, negative_plogp
 
 Chooser = Callable[[str, MaskedCategorical, Tensor | None], Tensor]
-"""Head name, its distribution, and bool ``[N]`` rows in which it is used (``None``: all) → choices int64 ``[N]``."""
+"""Head name, its distribution, and bool ``[N, 1]`` rows in which it is used (``None``: all) → choices int64 ``[N]``."""
 
 
 def sampled(sizes: Mapping[str, int], rows: int, device: torch.device, generator: torch.Generator | None) -> Chooser:
@@ -36,78 +40,157 @@ def likeliest(name: str, distribution: MaskedCategorical, used: Tensor | None) -
 
 def stored(actions: Mapping[str, Tensor]) -> Chooser:
     """A chooser that repeats ``actions`` (int64 ``[N]`` a head); what is stored for an unused head is not read."""
-    return lambda name, distribution, used: actions[name] if used is None else actions[name] * used
+    return lambda name, distribution, used: actions[name] if used is None else actions[name] * used.squeeze(-1)
 
 
-@dataclass(frozen=True)
+class Layout(NamedTuple):
+    """Where the choices of each head stand when those of all heads are laid side by side, ``[N, C]``."""
+
+    starts_K: Tensor
+    """Place of each head's first choice, int64 ``[K]``."""
+    head_of_C: Tensor
+    """The head that each choice belongs to, int64 ``[C]``."""
+
+    def summed(self, x_NC: Tensor) -> Tensor:
+        """Sums over the choices of each head, ``[N, K]``."""
+        return x_NC.new_zeros(x_NC.shape[0], self.starts_K.shape[0]).index_add(1, self.head_of_C, x_NC)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is kept must be fit for training, whoever asks for it first
+def layout(sizes: tuple[int, ...], device: torch.device) -> Layout:
+    """The layout of heads of these ``sizes``."""
+    starts = (0, *accumulate(sizes[:-1]))
+    head_of = [k for k, size in enumerate(sizes) for _ in range(size)]
+    return Layout(torch.tensor(starts, device=device), torch.tensor(head_of, device=device))
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def only_first(choices: int, device: torch.device) -> Tensor:
+    """The mask of an unused head, bool ``[n]``: the first choice alone."""
+    return torch.arange(choices, device=device) == 0
+
+
+@dataclass
 class Draw:
-    """One pass through the tree: for each head its distribution, its choice and where it is used."""
+    """One pass through the tree: for each head its distribution, its choice, and where it is used.
 
-    distributions: dict[str, MaskedCategorical]
-    choices: dict[str, Tensor]
-    used: dict[str, Tensor | None]
-    """bool ``[N]``; ``None`` where a head is used in every row."""
+    What is summed over choices is summed for all heads at once.
+    """
 
-    def log_probs(self) -> dict[str, Tensor]:
-        """Log-probability ``[N]`` of each head's choice; exactly 0 where the head is unused."""
-        return {name: d.log_prob(self.choices[name]) for name, d in self.distributions.items()}
+    distributions: dict[str, MaskedCategorical] = field(default_factory=dict)
+    choices: dict[str, Tensor] = field(default_factory=dict)
+    """int64 ``[N]`` a head."""
+    used: dict[str, Tensor] = field(default_factory=dict)
+    """bool ``[N, 1]`` a head; a head that is missing is used in every row."""
 
-    def entropies(self) -> dict[str, Tensor]:
-        """Entropy ``[N]`` of each head, in nats; exactly 0 where the head is unused."""
-        return {name: d.entropy() for name, d in self.distributions.items()}
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the choices of each head stand."""
+        sizes = tuple(d.log_probs.shape[-1] for d in self.distributions.values())
+        return layout(sizes, self.log_probs_NC.device)
 
-    def could_matter(self) -> dict[str, Tensor]:
-        """Where each head is used and has more than one allowed choice, bool ``[N]``."""
-        return {name: _has_a_choice(d) for name, d in self.distributions.items()}
+    @cached_property
+    def log_probs_NC(self) -> Tensor:
+        """Log-probabilities of all choices of all heads."""
+        return torch.cat([d.log_probs for d in self.distributions.values()], dim=-1)
 
+    @cached_property
+    def choices_NK(self) -> Tensor:
+        """The choice of each head."""
+        return torch.stack(tuple(self.choices.values()), dim=-1)
 
-def _has_a_choice(distribution: MaskedCategorical) -> Tensor:
-    if distribution.mask is not None:
-        return distribution.mask.sum(-1) > 1
-    *rows, choices = distribution.log_probs.shape
-    return torch.full(rows, choices > 1, device=distribution.log_probs.device)
+    @cached_property
+    def log_probs_NK(self) -> Tensor:
+        """Log-probability of each head's choice; exactly 0 where the head is unused."""
+        return self.log_probs_NC.gather(-1, self.choices_NK + self.layout.starts_K)
+
+    def entropies_NK(self) -> Tensor:
+        """Entropy of each head, in nats; exactly 0 where the head is unused."""
+        return self.layout.summed(negative_plogp(self.log_probs_NC))
+
+    def could_matter_NK(self) -> Tensor:
+        """Where each head is used and has more than one allowed choice, bool."""
+        return self.layout.summed((self.log_probs_NC > -torch.inf).long()) > 1
 
 
 class HeadNetwork(nn.Module):
-    """Logits of one head from the core and the context (what was drawn before it).
+    """One head: its logits, its mask, and what its choice means for the ``later`` heads after it.
 
-    A head over slots points: its logits are ``query · slot / sqrt(E)``.
+    The logits of a plain head are its output. A head over slots points: its logits are ``output · key(slot) / sqrt(E)``,
+    and later heads see the projected encoding of the chosen slot.
+
+    Args:
+        head: The row of the table.
+        head_dim: Size of the hidden layer, D.
+        slot_dim: Size of a slot encoding, E.
+        floor: Least probability of an allowed choice.
+        later: Number of heads after this one.
+        users: For each head that depends on this one's choice, the choices under which it is used.
     """
 
-    def __init__(self, head: Head, core_dim: int, head_dim: int, slot_dim: int, *, first: bool, last: bool) -> None:
+    def __init__(
+        self,
+        head: Head,
+        head_dim: int,
+        slot_dim: int,
+        floor: float,
+        later: int,
+        users: Mapping[str, frozenset[int]],
+    ) -> None:
         super().__init__()
-        self.core = linear(core_dim, head_dim)
-        self.context = None if first else linear(head_dim, head_dim, 1.0, bias=False)
+        self.name, self.parent, self.floor = head.name, head.parent, floor
         self.key: nn.Linear | None = None
-        self.chosen: nn.Linear | nn.Embedding | None = None
+        self.told: nn.Linear | nn.Embedding | None = None
         if head.points_at_slots:
-            self.logits = linear(head_dim, slot_dim, POLICY_GAIN)
             self.key = linear(slot_dim, slot_dim, 1.0, bias=False)
-            self.chosen = None if last else linear(slot_dim, head_dim, 1.0)
+            self.told = stacked(slot_dim, (head_dim,) * later, 1.0) if later else None
         else:
-            self.logits = linear(head_dim, head.num_choices, POLICY_GAIN)
-            self.chosen = None if last else embedding(head.num_choices, head_dim)
+            self.told = embedding(head.num_choices, head_dim * later) if later else None
+        self.users = tuple(users)
+        rows = [[[choice in choices] for choices in users.values()] for choice in range(head.num_choices)]
+        self.users_of = nn.Buffer(torch.tensor(rows), persistent=False) if users else None
+        """bool ``[n, users, 1]``: which choice uses which of the heads that depend on it."""
 
-    def forward(self, core_NH: Tensor, context_ND: Tensor | None, slots_NSE: Tensor | None) -> Tensor:
-        """Logits ``[N, n]``."""
-        hidden_ND = self.core(core_NH)
-        if self.context is not None:
-            hidden_ND = hidden_ND + self.context(context_ND)
-        logits = self.logits(torch.relu(hidden_ND))
-        if self.key is None:
-            return logits
-        keys_NSE = self.key(slots_NSE)
-        return (keys_NSE @ logits.unsqueeze(-1)).squeeze(-1) / math.sqrt(keys_NSE.shape[-1])
+    def distribution(
+        self, output: Tensor, slots_NSE: Tensor | None, mask: Tensor | None, draw: Draw
+    ) -> MaskedCategorical:
+        """The distribution over the choices that are allowed, given what was drawn before."""
+        logits = output
+        if self.key is not None:
+            assert slots_NSE is not None
+            keys_NSE = F.linear(slots_NSE, self.key.weight)
+            logits = torch.bmm(keys_NSE, output.unsqueeze(-1)).squeeze(-1) * (1 / math.sqrt(keys_NSE.shape[-1]))
+        allowed = self._allowed(mask, draw, logits)
+        return MaskedCategorical(logits, allowed, self.floor, self.name, check=False)
 
-    def embed(self, choice_N: Tensor, slots_NSE: Tensor | None) -> Tensor | None:
-        """What later heads see of a choice, ``[N, D]``: its embedding, or the projected encoding of the chosen slot."""
-        if self.chosen is None:
-            return None
+    def _allowed(self, mask: Tensor | None, draw: Draw, logits: Tensor) -> Tensor | None:
+        """The mask ``[N, n]`` for the choice the parent took, with the first choice alone where the head is unused."""
+        if mask is not None and mask.ndim == 3:
+            assert self.parent is not None
+            mask = mask[torch.arange(mask.shape[0], device=mask.device), draw.choices[self.parent]]
+        used_N1 = draw.used.get(self.name)
+        if used_N1 is None:
+            return mask
+        first = only_first(logits.shape[-1], logits.device)
+        return used_N1 | first if mask is None else torch.where(used_N1, mask, first)
+
+    def tell(self, hidden: Tensor, choice_N: Tensor, slots_NSE: Tensor | None, draw: Draw) -> Tensor:
+        """Mark which later heads the choice uses, and add it to their hidden layers, ``[N, later · D]``."""
+        if self.users_of is not None:
+            for user, uses_N1 in zip(self.users, self.users_of[choice_N].unbind(1), strict=True):
+                draw.used[user] = draw.used[user] & uses_N1 if user in draw.used else uses_N1
+        if self.told is None:
+            return hidden
         if self.key is None:
-            return self.chosen(choice_N)
-        assert slots_NSE is not None
-        index = choice_N.view(-1, 1, 1).expand(-1, 1, slots_NSE.shape[-1])
-        return self.chosen(slots_NSE.gather(1, index).squeeze(1))
+            told = F.embedding(choice_N, self.told.weight)
+        else:
+            assert slots_NSE is not None and isinstance(self.told, nn.Linear)
+            chosen_NE = slots_NSE[torch.arange(slots_NSE.shape[0], device=slots_NSE.device), choice_N]
+            told = F.linear(chosen_NE, self.told.weight, self.told.bias)
+        used_N1 = draw.used.get(self.name)
+        return hidden + (told if used_N1 is None else told * used_N1)
 
 
 class ActionTree(nn.Module):
@@ -118,93 +201,71 @@ class ActionTree(nn.Module):
 
     A head is used when every ancestor its ``used_when`` names took one of the choices named there, and its parent is
     used; an unused ancestor took no choice. Where a head is unused its only allowed choice is 0: hence action 0,
-    log-probability and entropy exactly 0, and no gradient. It adds nothing to the context of later heads.
+    log-probability and entropy exactly 0, and no gradient. It tells later heads nothing.
+
+    The hidden layers of all heads are one linear layer of the core. Each choice drawn adds its embedding to those of
+    the heads after it, which is what a linear layer over (core, choices so far) computes. The output layers of all
+    heads lie in one matrix, a block of rows a head.
     """
 
     def __init__(
         self, heads: HeadTable, core_dim: int, head_dim: int, slot_dim: int, floors: Mapping[str, float]
     ) -> None:
         super().__init__()
-        self.table = heads
-        self.floors = dict(floors)
-        last = len(heads) - 1
-        self.networks = nn.ModuleList(
-            HeadNetwork(head, core_dim, head_dim, slot_dim, first=i == 0, last=i == last)
-            for i, head in enumerate(heads)
+        self.hidden_sizes = (head_dim,) * len(heads)
+        self.output_sizes = tuple(slot_dim if head.points_at_slots else head.num_choices for head in heads)
+        self.hidden = stacked(core_dim, self.hidden_sizes)
+        self.output = stacked(head_dim, self.output_sizes, POLICY_GAIN)
+        conditions = _conditions(heads)
+        self.heads = nn.ModuleList(
+            HeadNetwork(head, head_dim, slot_dim, floors[head.name], later, _users(head, conditions))
+            for head, later in zip(heads, reversed(range(len(heads))), strict=True)
         )
-        self._users = _users(heads)
-        for name, (_, table) in self._users.items():
-            self.register_buffer(f"users_{heads.names.index(name)}", table, persistent=False)
 
     def draw(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> Draw:
         """Go through the heads in order; ``masks`` are ``[N, n]``, ``[N, n_parent, n]`` or ``None``."""
-        result = Draw({}, {}, {})
-        context_ND: Tensor | None = None
-        for head, network in zip(self.table, self.networks, strict=True):
-            assert isinstance(network, HeadNetwork)
-            name = head.name
-            used_N = result.used.setdefault(name, None)
-            logits = network(core_NH, context_ND, slots_NSE)
-            mask = _given_parent(masks[name], result.choices.get(head.parent or ""))
-            distribution = self._distribution(head, logits, _where_used(mask, used_N, logits))
-            choice_N = choose(name, distribution, used_N)
-            result.distributions[name] = distribution
-            result.choices[name] = choice_N
-            self._mark_users(name, choice_N, result.used)
-            seen_ND = network.embed(choice_N, slots_NSE)
-            if seen_ND is not None:
-                seen_ND = seen_ND if used_N is None else seen_ND * used_N.unsqueeze(-1)
-                context_ND = seen_ND if context_ND is None else context_ND + seen_ND
-        return result
+        draw = Draw()
+        hidden = self.hidden(core_NH)
+        weights = self.output.weight.split(self.output_sizes)
+        biases = self.output.bias.split(self.output_sizes)
+        for head, weight, bias in zip(self.heads, weights, biases, strict=True):
+            assert isinstance(head, HeadNetwork)
+            head_dim = weight.shape[-1]
+            hidden_ND, hidden = torch.split_with_sizes(hidden, (head_dim, hidden.shape[-1] - head_dim), dim=-1)
+            output = F.linear(torch.relu(hidden_ND), weight, bias)
+            distribution = head.distribution(output, slots_NSE, masks[head.name], draw)
+            choice_N = choose(head.name, distribution, draw.used.get(head.name))
+            draw.distributions[head.name] = distribution
+            draw.choices[head.name] = choice_N
+            hidden = head.tell(hidden, choice_N, slots_NSE, draw)
+        return draw
 
     def root(self, core_NH: Tensor, mask: Tensor | None) -> MaskedCategorical:
         """Distribution of the root head alone, as in :meth:`draw`."""
-        return self._distribution(self.table.root, self.networks[0](core_NH, None, None), mask)
-
-    def _distribution(self, head: Head, logits: Tensor, allowed: Tensor | None) -> MaskedCategorical:
-        return MaskedCategorical(logits, allowed, self.floors[head.name], head.name, check=False)
-
-    def _mark_users(self, name: str, choice_N: Tensor, used: dict[str, Tensor | None]) -> None:
-        """Note in which rows the heads that depend on this choice are used."""
-        if name not in self._users:
-            return
-        dependants, _ = self._users[name]
-        table = self.get_buffer(f"users_{self.table.names.index(name)}")
-        for dependant, used_N in zip(dependants, table.index_select(0, choice_N).unbind(-1), strict=True):
-            before = used.get(dependant)
-            used[dependant] = used_N if before is None else before & used_N
+        root = self.heads[0]
+        assert isinstance(root, HeadNetwork)
+        size, choices = self.hidden_sizes[0], self.output_sizes[0]
+        hidden_ND = F.linear(core_NH, self.hidden.weight[:size], self.hidden.bias[:size])
+        output = F.linear(torch.relu(hidden_ND), self.output.weight[:choices], self.output.bias[:choices])
+        return root.distribution(output, None, mask, Draw())
 
 
-def _users(heads: HeadTable) -> dict[str, tuple[tuple[str, ...], Tensor]]:
-    """For each head that others depend on: those heads, and bool ``[n, dependants]``, the choices that use them."""
-    conditions: dict[str, dict[str, frozenset[int]]] = {}
+Conditions = dict[str, frozenset[int]]
+"""Ancestor → the choices one of which it must have taken."""
+
+
+def _conditions(heads: HeadTable) -> dict[str, Conditions]:
+    """All that must hold for each head to be used, its ancestors' conditions included."""
+    conditions: dict[str, Conditions] = {}
     for head in heads:
         own = {ancestor: frozenset(int(c) for c in choices) for ancestor, choices in head.used_when.items()}
         for ancestor in (*own, head.parent) if head.parent else tuple(own):
             for name, choices in conditions[ancestor].items():
                 own[name] = own.get(name, choices) & choices
         conditions[head.name] = own
-    users = {}
-    for head in heads:
-        dependants = tuple(name for name, own in conditions.items() if head.name in own)
-        if dependants:
-            rows = [[c in conditions[name][head.name] for name in dependants] for c in range(head.num_choices)]
-            users[head.name] = (dependants, torch.tensor(rows))
-    return users
+    return conditions
 
 
-def _given_parent(mask: Tensor | None, parent_N: Tensor | None) -> Tensor | None:
-    """The mask ``[N, n]`` for the choice the parent took."""
-    if mask is None or mask.ndim == 2:
-        return mask
-    assert parent_N is not None
-    return mask.gather(1, parent_N.view(-1, 1, 1).expand(-1, 1, mask.shape[-1])).squeeze(1)
-
-
-def _where_used(mask: Tensor | None, used_N: Tensor | None, logits: Tensor) -> Tensor | None:
-    """The mask, with the first choice alone where the head is unused."""
-    if used_N is None:
-        return mask
-    only_first = torch.arange(logits.shape[-1], device=logits.device) == 0
-    used_N1 = used_N.unsqueeze(-1)
-    return used_N1 | only_first if mask is None else torch.where(used_N1, mask, only_first)
+def _users(head: Head, conditions: Mapping[str, Conditions]) -> Conditions:
+    """The heads whose use depends on the choice of ``head``, and the choices that use them."""
+    return {name: own[head.name] for name, own in conditions.items() if head.name in own}

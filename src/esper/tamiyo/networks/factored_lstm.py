@@ -223,24 +223,38 @@ class FactoredRecurrentActorCritic(nn.Module):
         """
         hidden = self._checked("state", state, ("B",), blueprint_indices, masks, hidden)
         rows = state.shape[0]
-        core, slots, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden)
-        sizes = self.sizes(0 if slots is None else slots.shape[1])
-        choose = likeliest if deterministic else sampled(sizes, rows, state.device, generator)
-        decided = self._decide(core, slots, masks, choose)
-        log_probs = decided.draw.log_probs()
-        if self.check_values:
-            self._check_decided(decided, log_probs, (rows,))
-        choices = decided.draw.choices
-        op = choices[self.heads.root.name]
+        records = torch.is_grad_enabled()
+        # Where nothing is to be recorded, inference mode saves a tenth of the time; what leaves it is copied, so that
+        # it can be stored and trained on.
+        with torch.inference_mode(not records):
+            core, slots, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden)
+            sizes = self.sizes(0 if slots is None else slots.shape[1])
+            choose = likeliest if deterministic else sampled(sizes, rows, state.device, generator)
+            decided = self._decide(core, slots, masks, choose)
+            draw = decided.draw
+            if self.check_values:
+                self._check_drawn(draw, (rows,))
+            results: tuple[Tensor, ...] = (
+                draw.choices_NK,
+                draw.log_probs_NK,
+                draw.entropies_NK(),
+                *decided[1:],
+                *hidden,
+            )
+        if not records:
+            results = tuple(result.clone() for result in results)
+            _forget_autocast_weights(state.device.type)
+        choices, log_probs, entropies, value, state_value, op_values, output, cell = results
+        actions = self._by_head(choices)
         return ActionOutput(
-            choices,
-            log_probs,
-            decided.value,
-            decided.state_value,
-            decided.op_values,
-            hidden,
-            op,
-            decided.draw.entropies(),
+            actions,
+            self._by_head(log_probs),
+            value,
+            state_value,
+            op_values,
+            (output, cell),
+            actions[self.heads.root.name],
+            self._by_head(entropies),
         )
 
     def evaluate_actions(
@@ -273,24 +287,19 @@ class FactoredRecurrentActorCritic(nn.Module):
         rows = {name: action.reshape(-1) for name, action in actions.items()}
         flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
         decided = self._decide(core, slots, flat_masks, stored(rows))
-        log_probs = decided.draw.log_probs()
+        draw = decided.draw
         if self.check_values:
-            self._check_decided(decided, log_probs, tuple(batch))
-
-        def steps(by_head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: x.view(batch) for name, x in by_head.items()}
-
-        everywhere = torch.ones(batch.numel(), dtype=torch.bool, device=states.device)
-        used = {name: everywhere if x is None else x for name, x in decided.draw.used.items()}
+            self._check_drawn(draw, tuple(batch))
+        everywhere = torch.ones(batch, dtype=torch.bool, device=states.device)
         return Evaluation(
-            steps(log_probs),
-            steps(decided.draw.entropies()),
+            self._by_head(draw.log_probs_NK.view(*batch, -1)),
+            self._by_head(draw.entropies_NK().view(*batch, -1)),
             decided.value.view(batch),
             hidden,
             state_values=decided.state_value.view(batch),
             op_values=decided.op_values.view(*batch, -1),
-            used=steps(used),
-            could_matter=steps(decided.draw.could_matter()),
+            used={name: draw.used[name].view(batch) if name in draw.used else everywhere for name in self.heads.names},
+            could_matter=self._by_head(draw.could_matter_NK().view(*batch, -1)),
         )
 
     def state_value(
@@ -302,9 +311,16 @@ class FactoredRecurrentActorCritic(nn.Module):
         root = self.heads.root.name
         distribution = self.tree.root(core, masks[root])
         if self.check_values and not torch.isfinite(distribution.log_probs.amax(-1)).all():
-            draw = Draw({root: distribution}, {root: distribution.mode()}, {root: None})
+            draw = Draw({root: distribution}, {root: distribution.mode()})
             raise ValueError(_diagnosis(draw, (state.shape[0],)))
-        return _expected(distribution.probs, self._op_values(core))
+        value = _expected(distribution.probs, self._op_values(core))
+        if not torch.is_grad_enabled():
+            _forget_autocast_weights(state.device.type)
+        return value
+
+    def _by_head(self, x_K: Tensor) -> dict[str, Tensor]:
+        """The last dimension, of one number a head, as a dict."""
+        return dict(zip(self.heads.names, x_K.unbind(-1), strict=True))
 
     def _core(
         self, states_BTD: Tensor, blueprints: Tensor | None, hidden: Hidden
@@ -351,19 +367,20 @@ class FactoredRecurrentActorCritic(nn.Module):
         """Check what came in; the hidden state to start from."""
         num_slots = 0 if blueprints is None else blueprints.shape[-1]
         state_dim = self.run_size + SLOT_SIZE * num_slots
-        checks.check_state(name, state, batch, state_dim, self.dtype)
+        dtype = self.dtype
+        checks.check_state(name, state, batch, state_dim, dtype, self.check_values)
         sizes = state.shape[:-1]
-        checks.check_blueprints(blueprints, sizes, self.num_blueprints, self.slot_encoder is not None)
+        checks.check_blueprints(blueprints, sizes, self.num_blueprints, self.num_slots > 0)
         checks.check_masks(self.heads, masks, sizes, self.sizes(num_slots))
         if hidden is None:
             return self.initial_hidden(sizes[0])
-        checks.check_hidden(hidden, (self.num_layers, sizes[0], self.hidden_dim), self.dtype)
+        checks.check_hidden(hidden, (self.num_layers, sizes[0], self.hidden_dim), dtype)
         return hidden
 
-    def _check_decided(self, decided: _Decided, log_probs: Mapping[str, Tensor], batch: tuple[int, ...]) -> None:
+    def _check_drawn(self, draw: Draw, batch: tuple[int, ...]) -> None:
         """One look at the sum; only a bad one is traced to its head and row."""
-        if not math.isfinite(torch.stack(tuple(log_probs.values())).sum().item()):
-            raise ValueError(_diagnosis(decided.draw, batch))
+        if not math.isfinite(draw.log_probs_NK.sum().item()):
+            raise ValueError(_diagnosis(draw, batch))
 
 
 def _run_size(state_dim: int, num_slots: int, heads: HeadTable) -> int:
@@ -402,6 +419,15 @@ def _remember(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden) -> tuple[Tens
         return output, (output.unsqueeze(0), cell.unsqueeze(0))
     outputs_BTH, after = memory(inputs_BTH, hidden)
     return outputs_BTH.flatten(0, 1), after
+
+
+def _forget_autocast_weights(device_type: str) -> None:
+    """Drop the low-precision copies of weights that autocast made without a graph.
+
+    Autocast keeps them; a later forward in the same context would use them again and no weight would get a gradient.
+    """
+    if torch.is_autocast_enabled(device_type):
+        torch.clear_autocast_cache()
 
 
 def _expected(probs_NO: Tensor, op_values_NO: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -22,6 +23,15 @@ def linear(inputs: int, outputs: int, gain: float = HIDDEN_GAIN, bias: bool = Tr
     nn.init.orthogonal_(layer.weight, gain)
     if bias:
         nn.init.zeros_(layer.bias)
+    return layer
+
+
+def stacked(inputs: int, sizes: Sequence[int], gain: float = HIDDEN_GAIN) -> nn.Linear:
+    """Linear layers of the given output sizes on top of each other in one, each orthogonal by itself."""
+    layer = linear(inputs, sum(sizes), gain)
+    with torch.no_grad():
+        for block in layer.weight.split(tuple(sizes)):
+            nn.init.orthogonal_(block, gain)
     return layer
 
 

@@ -5,6 +5,8 @@ Shapes: N rows (any batch, flattened), S slots, F numbers about a slot, E size o
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,8 @@ class SlotEncoder(nn.Module):
         # A linear layer over (numbers, embedding) is a linear layer over the numbers plus another embedding.
         own_NSE = torch.relu(self.numbers(numbers_NSF) + self.blueprint(blueprints_NS + 1))
         query, key, value = self.query_key_value(self.norm(own_NSE)).chunk(3, dim=-1)
-        others_NSE = nn.functional.scaled_dot_product_attention(query, key, value)
+        # By hand: for a few slots three times as fast as scaled_dot_product_attention.
+        weights_NSS = torch.softmax(torch.bmm(query, key.transpose(1, 2)) * (1 / math.sqrt(query.shape[-1])), dim=-1)
+        others_NSE = torch.bmm(weights_NSS, value)
         slots_NSE = own_NSE + self.attended(others_NSE)
         return slots_NSE, torch.cat([slots_NSE.mean(1), slots_NSE.amax(1)], dim=-1)

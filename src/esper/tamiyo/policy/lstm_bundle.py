@@ -116,9 +116,7 @@ class LSTMPolicyBundle:
         :meth:`FactoredRecurrentActorCritic.get_action`.
         """
         features = self._normalized("features", inputs.features)
-        output = self.network.get_action(features, inputs.indices, inputs.masks, hidden, deterministic, generator)
-        _forget_autocast_weights(features.device.type)
-        return output
+        return self.network.get_action(features, inputs.indices, inputs.masks, hidden, deterministic, generator)
 
     @torch.inference_mode()
     def get_value(
@@ -149,9 +147,9 @@ class LSTMPolicyBundle:
             V(s) ``[B]``, an inference tensor.
         """
         features = self._normalized("features", features)
-        value = self.network.state_value(features, indices, masks or dict.fromkeys(self.heads.names), hidden)
-        _forget_autocast_weights(features.device.type)
-        return value
+        if masks is None:
+            masks = dict.fromkeys(self.heads.names)
+        return self.network.state_value(features, indices, masks, hidden)
 
     @torch.inference_mode()
     def initial_hidden(self, batch_size: int) -> Hidden:
@@ -268,15 +266,6 @@ class LSTMPolicyBundle:
         except RuntimeError as error:
             raise ValueError(f"the weights in '{path}' do not fit its description: {error}") from error
         return cls(network, observation_normalizer=observation_normalizer, strict=strict)
-
-
-def _forget_autocast_weights(device_type: str) -> None:
-    """Drop the low-precision copies of weights that autocast made without a graph.
-
-    Autocast caches them; a later forward in the same context would reuse them and every gradient would be zero.
-    """
-    if torch.is_autocast_enabled(device_type):
-        torch.clear_autocast_cache()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -21,6 +21,11 @@ def gumbel_noise(
     return exponential.clamp_(_NOISE.tiny, _NOISE.max).log_().neg_()
 
 
+def negative_plogp(log_probs: Tensor) -> Tensor:
+    """``−p log p``, the terms of an entropy; 0 where p is 0, and without NaN gradients there."""
+    return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min))
+
+
 class MaskedCategorical:
     """Categorical distribution in which a masked choice has probability exactly 0 and its logit no gradient.
 
@@ -61,6 +66,7 @@ class MaskedCategorical:
             )
         self.head = head
         self.mask = mask
+        self.check = check
         if check:
             self._check_values(logits)
         self.log_probs = self._masked_log_softmax(logits, floor)
@@ -82,15 +88,14 @@ class MaskedCategorical:
         if self.mask is None:
             log_probs = torch.log_softmax(logits, -1)
             return (floor + (1 - logits.shape[-1] * floor) * log_probs.exp()).log() if floor else log_probs
-        forbidden = ~self.mask
-        log_probs = torch.log_softmax(logits.masked_fill(forbidden, -torch.inf), -1)
+        log_probs = torch.log_softmax(torch.where(self.mask, logits, -torch.inf), -1)
         if not floor:
             return log_probs
         probs = log_probs.exp()
         # p + f (1 - m p) rather than f + (1 - m f) p: exactly 1 for a single allowed choice.
         floored = probs + floor * (1 - self.mask.sum(-1, keepdim=True) * probs)
-        # The inner fill keeps log(0), whose gradient is infinite, out of the graph.
-        return floored.masked_fill(forbidden, 1.0).log().masked_fill(forbidden, -torch.inf)
+        # The inner 1 keeps log(0), whose gradient is infinite, out of the graph.
+        return torch.where(self.mask, torch.where(self.mask, floored, 1.0).log(), -torch.inf)
 
     @cached_property
     def probs(self) -> Tensor:
@@ -113,12 +118,18 @@ class MaskedCategorical:
         return self.log_probs.argmax(-1)
 
     def log_prob(self, choice: Tensor) -> Tensor:
-        """Log-probability ``[...]`` of ``choice`` (int64 ``[...]``); −inf for a masked choice."""
+        """Log-probability ``[...]`` of ``choice`` (int64 ``[...]``); −inf for a masked choice.
+
+        Raises:
+            ValueError: For a choice outside the head.
+        """
+        if self.check and (outside := (choice < 0) | (choice >= self.log_probs.shape[-1])).any():
+            raise ValueError(
+                f"head '{self.head}': a choice must be from 0 to {self.log_probs.shape[-1] - 1}, "
+                f"got {choice[outside][0].item()}"
+            )
         return self.log_probs.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
         """Entropy in nats ``[...]``, over the allowed choices."""
-        log_probs = self.log_probs
-        if self.mask is not None:
-            log_probs = log_probs.masked_fill(~self.mask, 0.0)
-        return -(self.probs * log_probs).sum(-1)
+        return negative_plogp(self.log_probs).sum(-1)

@@ -249,7 +249,8 @@ class Slot:
     def _join(self, h: Tensor, mode: Mode) -> Tensor:
         effect: Tensor | None = None
         if mode is Mode.OFF or self.seed is None:
-            joined = h
+            # A hook on a view misses its gradient where the host goes on in place; a copy does not.
+            joined = h.clone() if self._measuring and h.requires_grad else h
         elif mode is Mode.ISOLATED:
             effect = self.seed.effect(h.detach())
             joined = straight_through(h, effect)

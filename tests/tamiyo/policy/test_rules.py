@@ -1,0 +1,89 @@
+"""Baselines: always legal, and what their names say."""
+
+import numpy as np
+import pytest
+
+from episodes import play, quick_task
+from esper.actions import BLUEPRINT_NAMES, Decision
+from esper.env.growth_env import GrowthVectorEnv
+from esper.lifecycle import Op, Stage
+from esper.tamiyo.policy.registry import POLICIES, FunctionPolicy, make_policy
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+
+
+@pytest.fixture(params=["digits", "breast_cancer"])
+def env(request):
+    env = GrowthVectorEnv(3, quick_task(request.param, horizon=12), budget=6000, autoreset_mode="NextStep")
+    yield env
+    env.close()
+
+
+@pytest.mark.parametrize("policy", [*POLICIES.values(), lambda: HeuristicPolicy(probation=1, margin=1.0)])
+def test_every_baseline_is_legal_all_the_way(env, policy):
+    results, _ = play(env, policy())  # an illegal action would raise
+    assert results[-1][2].all()
+
+
+def test_waiting_grows_nothing(env):
+    play(env, WaitPolicy())
+    assert all(report.reading.added_params == 0 for report in env.reports)
+
+
+def test_the_fixed_schedule_fills_every_slot_and_keeps_it(env):
+    play(env, FixedSchedulePolicy("conv"))
+    for report in env.reports:
+        assert {slot.stage for slot in report.reading.slots} == {Stage.FOSSILIZED}
+        if report.reading.slots[0].kind == "image":
+            assert {BLUEPRINT_NAMES[slot.blueprint] for slot in report.reading.slots} == {"conv"}
+
+
+def test_the_heuristic_keeps_nothing_that_does_not_pay(env):
+    _, actions = play(env, HeuristicPolicy(probation=1, margin=1.0))
+    ops = {Op(int(op)) for action in actions for op in action["op"]}
+    assert Op.PRUNE in ops
+    assert Op.FOSSILIZE not in ops
+
+
+def test_the_random_policy_uses_every_op_and_depends_on_its_seed_alone(env):
+    _, first = play(env, RandomPolicy(), policy_seed=1)
+    _, again = play(env, RandomPolicy(), policy_seed=1)
+    _, other = play(env, RandomPolicy(), policy_seed=2)
+    differs = lambda a, b: any(not np.array_equal(x["op"], y["op"]) for x, y in zip(a, b, strict=True))  # noqa: E731
+    assert not differs(first, again)
+    assert differs(first, other)
+    assert {Op(int(op)) for action in first + other for op in action["op"]} >= {Op.WAIT, Op.GERMINATE, Op.PRUNE}
+
+
+def test_a_policy_by_name_function_or_object():
+    assert isinstance(make_policy("heuristic"), HeuristicPolicy)
+    assert isinstance(make_policy(lambda run: Decision()), FunctionPolicy)
+    policy = RandomPolicy()
+    assert make_policy(policy) is policy
+
+
+def test_a_rule_sees_its_run(env):
+    seen = []
+
+    def rule(run):
+        seen.append((run.decision, run.observation["progress"], run.allows(Op.GERMINATE, 0)))
+        run.memory["note"] = run.decision
+        return run.first_allowed(Op.GERMINATE) or Decision()
+
+    play(env, make_policy(rule), steps=2)
+    assert seen[:3] == [(0, 0.0, True)] * 3
+    assert seen[3][0] == 1
+    assert seen[3][2] is False
+
+
+def test_bad_policies_get_clear_errors(env):
+    with pytest.raises(ValueError, match=r"unknown policy 'heuristics'.*did you mean heuristic"):
+        make_policy("heuristics")
+    with pytest.raises(TypeError, match="got int"):
+        make_policy(3)
+    with pytest.raises(TypeError, match=r"must return an esper\.actions\.Decision, got str"):
+        play(env, make_policy(lambda run: "WAIT"))
+    policy = WaitPolicy()
+    policy.reset(2, seed=0)
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(ValueError, match="observations of 2 runs, got 3"):
+        policy.act(observation)

@@ -97,7 +97,7 @@ def test_masks_are_exactly_what_step_accepts(kind: str, budget: int | None, epis
         if allowed_by(masks, decision):
             network.step(decision)
         else:
-            with pytest.raises(ValueError, match="."):
+            with pytest.raises(ValueError, match=r"."):
                 network.step(decision)
             assert same(everything(network), before), "a refused decision has changed something"
         assert budget is None or network.added_params <= budget
@@ -151,7 +151,7 @@ def test_a_refused_germination_names_the_reason() -> None:
         network.step(germinate("conv"))
     with pytest.raises(ValueError, match="'norm' is not among those allowed"):
         network.step(germinate("norm"))
-    with pytest.raises(BudgetError, match="needs 296 parameters in slot '1' .* only 100 are left"):
+    with pytest.raises(BudgetError, match=r"needs 296 parameters in slot '1' .* only 100 are left"):
         network.step(germinate("mlp"))
     with pytest.raises(ValueError, match="slot must be from 0 to 1, got 2"):
         network.step(germinate("lora", slot=2))

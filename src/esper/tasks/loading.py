@@ -102,13 +102,20 @@ def _to_splits(train: _Pair, val: _Pair | None, test: _Pair | None) -> Splits:
     classes = _classes_of(train)
     for pair in given:
         pair.x, pair.y = _arrange(pair), _number(pair, classes)
-    if test is None and val is None:
+    try:
+        return _draw_missing_splits(train, val, test)
+    except ValueError as error:
+        raise ValueError(f"{train.source}: {error}") from error
+
+
+def _draw_missing_splits(train: _Pair, val: _Pair | None, test: _Pair | None) -> Splits:
+    if test is None:
+        assert val is None, "validation data come with test data"
         return split_in_three(train.x, train.y, HELD_OUT, HELD_OUT)
     if val is None:
         kept, held_out = draw_split(train.y, HELD_OUT)
         val = _Pair(train.source, train.x[held_out], train.y[held_out])
         train = _Pair(train.source, train.x[kept], train.y[kept])
-    assert test is not None, "validation data come with test data"
     return make_splits(train.x, train.y, val.x, val.y, test.x, test.y)
 
 
@@ -218,8 +225,9 @@ def _read_path(path: Path) -> tuple[_Pair, _Pair | None, _Pair | None]:
 
 def _read_npz(path: Path) -> tuple[_Pair, _Pair | None, _Pair | None]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            names = [name for name in archive.namelist() if name.endswith(".npy")]
+            arrays = {name.removesuffix(".npy"): _read_npy(archive, name) for name in names}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
         raise ValueError(
             f"{path}: not a readable .npz file of plain arrays ({error}); write it again by numpy.savez"
@@ -239,6 +247,11 @@ def _read_npz(path: Path) -> tuple[_Pair, _Pair | None, _Pair | None]:
     if whole is None and train is not None and test is not None:
         return train, val, test
     raise ValueError(f"{path}: expected the arrays {_NPZ_KEYS}; got {sorted(arrays) or 'none'}")
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _read_directory(path: Path) -> tuple[_Pair, None, _Pair]:

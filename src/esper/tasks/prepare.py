@@ -28,9 +28,8 @@ def draw_split(y: np.ndarray, size: int | float) -> tuple[np.ndarray, np.ndarray
     held = round(size * len(y)) if isinstance(size, float) else size
     if counts.min() < 2 or not len(classes) <= held <= len(y) - len(classes):
         raise ValueError(
-            f"{len(y)} samples of {len(classes)} classes (the rarest, {classes[counts.argmin()]}, has "
-            f"{counts.min()}) are too few to hold out {held} of them with every class on both sides; give more "
-            "data, leave rare classes out, or give the splits yourself"
+            f"{len(y)} samples of {len(classes)} classes, {counts.min()} of the rarest, are too few to hold out "
+            f"{held} with every class on both sides; give more data, leave rare classes out, or give all splits"
         )
     kept, held_out = train_test_split(np.arange(len(y)), test_size=held, stratify=y, random_state=SPLIT_SEED)
     return kept, held_out

@@ -1,0 +1,178 @@
+"""Every embedded task: its data, its host, and what growing can win on it."""
+
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from esper.tasks import TASKS, get_task, signals
+
+SIZES = {
+    "digits": (1197, 300, 300),
+    "mnist1d": (3200, 800, 1000),
+    "mnist1d_shuffled": (3200, 800, 1000),
+    "breast_cancer": (341, 114, 114),
+    "wine": (106, 36, 36),
+    "charlm": (4000, 500, 500),
+}
+
+HOST_PARAMETERS = {"digits": 386, "mnist1d": 2138, "mnist1d_shuffled": 2138, "breast_cancer": 482, "wine": 131}
+
+
+def train_alone(task, steps, seed=0):
+    """Validation score of the host alone after ``steps`` batches."""
+    torch.manual_seed(seed)
+    host, splits = task.build_host(), task.splits()
+    optimizer = torch.optim.Adam(host.parameters(), lr=task.learning_rate)
+    for _ in range(steps):
+        batch = torch.randint(len(splits.train_x), (task.batch_size,))
+        loss = task.loss(host(splits.train_x[batch]), splits.train_y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(task.score(host(splits.val_x), splits.val_y))
+
+
+def rows(x):
+    return {row.numpy().tobytes() for row in x}
+
+
+def test_the_sizes_table_names_every_task():
+    assert set(SIZES) == set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+class TestEveryTask:
+    def test_has_documented_sizes(self, name):
+        task = get_task(name)
+        assert task.splits().sizes == SIZES[name]
+        documented = (type(task).__doc__ or "") + (type(task).__mro__[1].__doc__ or "")
+        for size in SIZES[name]:
+            assert f"{size:,}" in documented
+
+    def test_has_the_same_splits_every_time(self, name):
+        first, second = get_task(name).load(), get_task(name).load()
+        assert torch.equal(first.train_x, second.train_x)
+        assert torch.equal(first.test_y, second.test_y)
+
+    def test_shares_no_sample_between_splits(self, name):
+        splits = get_task(name).splits()
+        if name != "charlm":  # help texts repeat sentences
+            assert not rows(splits.train_x) & rows(splits.val_x)
+            assert not rows(splits.train_x) & rows(splits.test_x)
+            assert not rows(splits.val_x) & rows(splits.test_x)
+
+    def test_is_standardised_on_training_statistics(self, name):
+        splits = get_task(name).splits()
+        if name == "charlm":
+            assert splits.train_x.dtype == torch.int64
+            return
+        axes = (0, 2, 3) if splits.train_x.ndim == 4 else tuple(range(splits.train_x.ndim - 1))
+        channels = splits.train_x.double()
+        assert channels.mean(axes).abs().max() < 1e-5
+        assert (channels.std(axes, correction=0) - 1).abs().max() < 1e-5
+        assert splits.val_x.double().mean(axes).abs().max() > 1e-4  # validation statistics were not used
+
+    def test_host_names_its_slots_and_answers(self, name):
+        task = get_task(name)
+        host, splits = task.build_host(), task.splits()
+        for slot in task.slots:
+            host.get_submodule(slot)
+        output = host(splits.val_x[:5])
+        assert output.shape == (*splits.val_y[:5].shape, splits.num_classes)
+        assert torch.isfinite(task.loss(output, splits.val_y[:5]))
+        assert 0 <= float(task.score(output, splits.val_y[:5])) <= 1
+        if name in HOST_PARAMETERS:
+            assert sum(p.numel() for p in host.parameters()) == HOST_PARAMETERS[name]
+
+    def test_host_scales_in_width_and_depth(self, name):
+        task = get_task(name)
+
+        def size(**variant):
+            host = task.build_host(**variant)
+            assert host(task.splits().val_x[:2]).isfinite().all()
+            return sum(p.numel() for p in host.parameters())
+
+        assert size() < size(width=2.0) < size(width=2.0, depth=2)
+
+    def test_host_depends_only_on_the_random_state(self, name):
+        task = get_task(name)
+        weights = []
+        for _ in range(2):
+            torch.manual_seed(7)
+            weights.append(torch.cat([p.flatten() for p in task.build_host().parameters()]))
+        assert torch.equal(*weights)
+
+    def test_travels_to_another_process(self, name):
+        task = get_task(name)
+        task.splits()
+        there = pickle.loads(pickle.dumps(task))
+        assert torch.equal(there.splits().train_x, task.splits().train_x)
+
+    def test_host_learns_more_than_chance(self, name):
+        task = get_task(name)
+        assert train_alone(task, 96) > task.chance_score + 0.02
+
+
+def test_making_mnist1d_leaves_the_global_random_state_alone():
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    expected = random.random(), np.random.rand()  # noqa: NPY002
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    signals._dataset.cache_clear()
+    get_task("mnist1d").splits()
+    assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
+
+
+def test_shuffled_mnist1d_is_mnist1d_with_its_positions_moved():
+    plain, shuffled = get_task("mnist1d").splits(), get_task("mnist1d_shuffled").splits()
+    assert torch.equal(plain.train_y, shuffled.train_y)
+    assert not torch.equal(plain.train_x, shuffled.train_x)
+    assert torch.allclose(plain.test_x.sort(1).values, shuffled.test_x.sort(1).values, atol=1e-6)
+
+
+def test_mnist1d_splits_keep_the_share_of_every_class():
+    splits = get_task("mnist1d").splits()
+    for y in (splits.train_y, splits.val_y):
+        shares = y.bincount() / len(y)
+        assert (shares - 0.1).abs().max() < 0.01
+
+
+def test_charlm_targets_are_the_characters_that_follow():
+    splits = get_task("charlm").splits()
+    assert torch.equal(splits.train_x[:, 1:], splits.train_y[:, :-1])
+    assert torch.equal(splits.train_y[:-1, -1], splits.train_x[1:, 0])
+
+
+def test_charlm_host_sees_only_the_token_at_its_place():
+    task = get_task("charlm")
+    host, x = task.build_host(), task.splits().val_x[:1].clone()
+    before = host(x)
+    x[0, 10] = (x[0, 10] + 1) % task.splits().num_classes
+    changed = (host(x) != before).any(2)[0]
+    assert changed.nonzero().flatten().tolist() == [10]
+
+
+def test_mnist1d_host_sees_no_neighbours_before_its_head():
+    task = get_task("mnist1d")
+    host, x = task.build_host(), task.splits().val_x[:1].clone()
+    seen = []
+    host.block3.register_forward_hook(lambda module, args, output: seen.append(output))
+    host(x)
+    x[0, 10] += 1.0
+    host(x)
+    assert (seen[0] != seen[1]).any(2)[0].nonzero().flatten().tolist() == [10]
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("mnist1d", 0.44, 0.53), ("digits", 0.45, 0.65)])
+def test_host_alone_leaves_headroom(name, low, high):
+    """Neighbours are worth tens of points on these tasks; a host that sees them would leave nothing to grow."""
+    task = get_task(name)
+    scores = [train_alone(task, task.horizon * task.steps_per_decision, seed) for seed in range(2)]
+    assert low < np.mean(scores) < high

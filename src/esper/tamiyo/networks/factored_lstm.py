@@ -264,6 +264,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         actions: Mapping[str, Tensor],
         masks: Masks,
         hidden: Hidden | None = None,
+        gaps: Tensor | None = None,
     ) -> Evaluation:
         """Judge stored actions, with gradients: sequences of T steps from a stored hidden state.
 
@@ -275,6 +276,8 @@ class FactoredRecurrentActorCritic(nn.Module):
             actions: int64 ``[B, T]`` for every head; what is stored for an unused head is not read.
             masks: As in :meth:`get_action`, ``[B, T, n]`` or ``[B, T, n_parent, n]``.
             hidden: Pair ``[num_layers, B, H]`` before the first step; ``None`` at the start of an episode.
+            gaps: bool ``[B, T]``, rows of padding that empty the memory, so that another episode may follow in the same
+                sequence; ``None`` for none.
 
         Raises:
             ValueError: As :meth:`get_action`, and for an action outside its head or masked out.
@@ -283,7 +286,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         batch = states.shape[:2]
         num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
         checks.check_actions(actions, batch, self.sizes(num_slots))
-        core, slots, hidden = self._core(states, blueprint_indices, hidden)
+        core, slots, hidden = self._core(states, blueprint_indices, hidden, gaps)
         rows = {name: action.reshape(-1) for name, action in actions.items()}
         flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
         decided = self._decide(core, slots, flat_masks, stored(rows))
@@ -323,7 +326,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         return dict(zip(self.heads.names, x_K.unbind(-1), strict=True))
 
     def _core(
-        self, states_BTD: Tensor, blueprints: Tensor | None, hidden: Hidden
+        self, states_BTD: Tensor, blueprints: Tensor | None, hidden: Hidden, gaps_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Hidden]:
         """Core ``[N, H]``, slot encodings ``[N, S, E]`` and the hidden state after the last step."""
         batch, steps = states_BTD.shape[:2]
@@ -337,7 +340,7 @@ class FactoredRecurrentActorCritic(nn.Module):
             rows_ND = torch.cat([rows_ND[:, : self.run_size], summary_N2E], dim=-1)
         encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))
         if self.memory is not None:
-            encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden)
+            encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden, gaps_BT)
         return self.core_norm(encoded_NH), slots_NSE, hidden
 
     def _decide(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> _Decided:
@@ -411,14 +414,31 @@ def _floors(heads: HeadTable, floor: float | Mapping[str, float]) -> dict[str, f
     return floors
 
 
-def _remember(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+def _remember(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_BT: Tensor | None) -> tuple[Tensor, Hidden]:
     """Outputs ``[N, H]`` and the last hidden state. A single step calls the cell: 2.5 times as fast as the layer."""
-    if inputs_BTH.shape[1] == 1:
+    if inputs_BTH.shape[1] == 1 and gaps_BT is None:
         state = (hidden[0][0], hidden[1][0])
         output, cell = torch.lstm_cell(inputs_BTH[:, 0], state, *memory.all_weights[0])
         return output, (output.unsqueeze(0), cell.unsqueeze(0))
+    if gaps_BT is not None:
+        return _remember_between(memory, inputs_BTH, hidden, gaps_BT)
     outputs_BTH, after = memory(inputs_BTH, hidden)
     return outputs_BTH.flatten(0, 1), after
+
+
+def _remember_between(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_BT: Tensor) -> tuple[Tensor, Hidden]:
+    """As :func:`_remember`, with a memory that is empty after each gap, at the price of one more input.
+
+    At a gap that input shuts the input, forget and output gates: the cell and the output become exactly 0, and no
+    gradient passes. So episodes that lie one after the other stay apart without a loop over time.
+    """
+    of_inputs, *others = memory.all_weights[0]
+    shut = of_inputs.new_full((len(of_inputs), 1), -1e4)
+    shut[2 * memory.hidden_size : 3 * memory.hidden_size] = 0.0  # the candidate cell: PyTorch orders i, f, g, o
+    inputs = torch.cat([inputs_BTH, gaps_BT.unsqueeze(-1).to(inputs_BTH.dtype)], dim=-1)
+    weights = [torch.cat([of_inputs, shut], dim=1), *others]
+    outputs_BTH, *after = torch.lstm(inputs, hidden, weights, True, 1, 0.0, memory.training, False, True)
+    return outputs_BTH.flatten(0, 1), (after[0], after[1])
 
 
 def _forget_autocast_weights(device_type: str) -> None:

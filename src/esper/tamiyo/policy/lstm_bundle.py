@@ -161,13 +161,16 @@ class LSTMPolicyBundle:
         """The same state, cut from the graph that made it: for the end of an episode."""
         return hidden[0].detach(), hidden[1].detach()
 
-    def evaluate_actions(self, inputs: PolicyInput, actions: Mapping[str, Tensor], hidden: Hidden) -> Evaluation:
+    def evaluate_actions(
+        self, inputs: PolicyInput, actions: Mapping[str, Tensor], hidden: Hidden, gaps: Tensor | None = None
+    ) -> Evaluation:
         """Judge stored actions, with gradients; see :meth:`FactoredRecurrentActorCritic.evaluate_actions`.
 
         Args:
             inputs: Sequences ``[B, T, ...]``.
             actions: int64 ``[B, T]`` for every head.
             hidden: Pair ``[num_layers, B, H]`` before the first step, as the rollout stored it.
+            gaps: bool ``[B, T]``, rows of padding that empty the memory; ``None`` for none.
 
         Warns:
             InferenceHiddenWarning: If ``hidden`` was made in inference mode; a clone is used.
@@ -177,7 +180,7 @@ class LSTMPolicyBundle:
         """
         hidden = self._trainable(hidden)
         features = self._normalized("features", inputs.features)
-        return self.network.evaluate_actions(features, inputs.indices, actions, inputs.masks, hidden)
+        return self.network.evaluate_actions(features, inputs.indices, actions, inputs.masks, hidden, gaps)
 
     def _trainable(self, hidden: Hidden) -> Hidden:
         if not any(part.is_inference() for part in hidden):

@@ -21,7 +21,7 @@ from esper.evaluation.comparison import Comparison, compare
 from esper.evaluation.figure import growth_figure
 from esper.evaluation.progress import EpisodeProgress
 from esper.evaluation.protocol import evaluation_seeds
-from esper.evaluation.record import median_growth
+from esper.evaluation.record import HOST_ALONE, median_growth
 from esper.run_directory import write_json_atomic
 from esper.simic.ppo import PPOConfig
 from esper.simic.training.config import NetworkConfig, TrainConfig
@@ -157,7 +157,7 @@ class TrainCommand:
     def compare(self, policy: LSTMPolicyBundle, console: Console) -> Comparison:
         """All controllers on episodes that were not trained on, and on test data."""
         arms: dict[str, Policy] = {
-            "host alone": WaitPolicy(),
+            HOST_ALONE: WaitPolicy(),
             "random legal": RandomPolicy(),
             "fixed schedule": FixedSchedulePolicy(),
             "heuristic": HeuristicPolicy(),
@@ -190,5 +190,3 @@ def write_comparison(comparison: Comparison, run_dir: Path) -> list[Path]:
         written.append(run_dir / f"growth-{task}.png")
         growth_figure(median_growth(comparison, task, TAMIYO), written[-1])
     return written
-
-

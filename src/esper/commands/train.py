@@ -8,9 +8,8 @@ import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 

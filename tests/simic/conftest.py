@@ -142,8 +142,7 @@ def make_policy(adapter: EnvironmentAdapter, *, recurrent: bool = True, floor: f
         recurrent=recurrent,
         probability_floor=floor,
     )
-    for head in network.tree.networks:
-        torch.nn.init.normal_(head.logits.weight, std=1.0)
+    torch.nn.init.normal_(network.tree.output.weight, std=1.0)
     normalizer = RunningMeanStd((adapter.state_dim,))
     normalizer.update(torch.randn(100, adapter.state_dim) * 2 + 1)
     return LSTMPolicyBundle(network, observation_normalizer=normalizer)

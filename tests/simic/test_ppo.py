@@ -48,10 +48,9 @@ class Bandit(VectorEnv):
 def bandit_policy() -> tuple[LSTMPolicyBundle, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A policy with a perfect critic, and its π(root) [3], π(leaf | root) [3, 2] and Q(root) [3]."""
     network = FactoredRecurrentActorCritic(1, 0, heads=BANDIT, hidden_dim=8, head_dim=8, recurrent=False)
-    root, leaf = network.tree.networks
-    torch.nn.init.normal_(leaf.logits.weight, std=1.0)
     with torch.no_grad():
-        root.logits.bias.copy_(torch.tensor([0.5, 0.0, -0.5]))
+        network.tree.output.weight[3:].normal_()
+        network.tree.output.bias[:3].copy_(torch.tensor([0.5, 0.0, -0.5]))
         roots, leaves = torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij")
         pairs = {"root": roots.reshape(6, 1), "leaf": leaves.reshape(6, 1)}
         log_probs, *_ = network.evaluate_actions(torch.ones(6, 1, 1), None, pairs, dict.fromkeys(BANDIT.names))
@@ -70,38 +69,38 @@ def bandit_rollout(policy: LSTMPolicyBundle) -> RolloutBuffer:
     return collector.collect(policy, torch.Generator().manual_seed(0), gamma=1.0, gae_lambda=1.0)
 
 
-def gradient_of_surrogate(policy: LSTMPolicyBundle, rollout: RolloutBuffer) -> ppo._Terms:
+def logit_gradients(policy: LSTMPolicyBundle, rollout: RolloutBuffer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of the surrogate at the biases of the root's [3] and the leaf's [2] logits."""
     policy.network.zero_grad()
     (batch,) = next(iter(minibatches([rollout], 1)))
     terms = ppo._terms(policy, batch, AdvantageScale.none(), clip=0.2)
     (terms.surrogate.sum() / terms.rows).backward()
-    return terms
+    gradient = policy.network.tree.output.bias.grad
+    assert gradient is not None
+    return gradient[:3], gradient[3:]
 
 
 def test_the_root_gradient_is_the_enumerated_one_and_vanishes_with_q_as_its_baseline() -> None:
     """DESIGN: the better Q(s, root) predicts, the less it can teach the root; V(s) is the root's baseline."""
     policy, root_probs, _, values = bandit_policy()
     rollout = bandit_rollout(policy)
-    bias = policy.network.tree.networks[0].logits.bias
-
-    gradient_of_surrogate(policy, rollout)
+    gradient, _ = logit_gradients(policy, rollout)
     enumerated = root_probs * (values - (root_probs * values).sum())
     assert enumerated.abs().max() > 0.5
-    torch.testing.assert_close(bias.grad, enumerated, atol=0.02, rtol=0)
+    torch.testing.assert_close(gradient, enumerated, atol=0.02, rtol=0)
 
     rollout.advantages = rollout.advantages._replace(root=rollout.advantages.dependent)
-    gradient_of_surrogate(policy, rollout)
-    assert bias.grad.abs().max() < 0.02
+    vanishing, _ = logit_gradients(policy, rollout)
+    assert vanishing.abs().max() < 0.02
 
 
 def test_the_leaf_gradient_is_the_enumerated_one_with_less_noise_than_over_v() -> None:
     policy, root_probs, leaf_probs, values = bandit_policy()
     rollout = bandit_rollout(policy)
-    bias = policy.network.tree.networks[1].logits.bias
-    gradient_of_surrogate(policy, rollout)
+    _, gradient = logit_gradients(policy, rollout)
     advantage = REWARDS - values[:, None]
     enumerated = (root_probs[:, None] * leaf_probs * advantage).sum(0)
-    torch.testing.assert_close(bias.grad, enumerated, atol=0.02, rtol=0)
+    torch.testing.assert_close(gradient, enumerated, atol=0.02, rtol=0)
     assert rollout.advantages.dependent.var() < 0.5 * rollout.advantages.root.var()
 
 
@@ -159,13 +158,14 @@ def test_the_loss_equals_the_slow_reference(mode, tree_world, collected) -> None
     assert ppo._loss(terms, config, policy.heads).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_loss_of_a_minibatch_does_not_depend_on_how_it_is_padded(tree_world, collected, mode) -> None:
-    """All sequences in one padded batch, or every sequence in a batch of its own."""
-    policy, rollout, _ = collected(tree_world(5, mode), 20)
+def test_the_gradient_does_not_depend_on_the_layout(tree_world, collected, mode) -> None:
+    """All sequences in lines with gaps, or every sequence in a batch of its own."""
+    policy, rollout, _ = collected(tree_world(5, mode), 40)
     config = PPOConfig()
     scale = AdvantageScale.of([rollout])
     sequences = rollout.sequences()
     everything = torch.arange(len(sequences.length))
+    assert sequences.batch(everything).gaps is not None
 
     def gradient(parts: list[torch.Tensor]) -> torch.Tensor:
         policy.network.zero_grad()
@@ -184,9 +184,12 @@ def test_a_head_that_no_action_uses_gets_exactly_no_gradient(tree_world, collect
     (batch,) = next(iter(minibatches([rollout], 1)))
     terms = ppo._terms(policy, batch, AdvantageScale.of([rollout]), 0.2)
     ppo._loss(terms, PPOConfig(entropy_coefficient=0.1), policy.heads).backward()
-    force = policy.network.tree.networks[2]
-    assert all(p.grad is None or not p.grad.any() for p in force.parameters())
-    assert any(p.grad.any() for p in policy.network.tree.networks[1].parameters())
+    output, hidden = policy.network.tree.output, policy.network.tree.hidden
+    verb, item, force = output.weight.grad.split((3, 4, 2))
+    assert verb.any()
+    assert item.any()
+    assert not force.any()
+    assert not hidden.weight.grad[-policy.network.head_dim :].any()
 
 
 # ---------------------------------------------------------------------- update

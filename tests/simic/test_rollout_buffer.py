@@ -59,8 +59,9 @@ def filled(starts: torch.Tensor, valid: torch.Tensor) -> RolloutBuffer:
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     """Episode starts and valid rows [T, K], with and without the reset rows of next-step autoreset."""
-    steps, envs = draw(st.integers(1, 15)), draw(st.integers(1, 4))
-    ends = np.array(draw(st.lists(st.booleans(), min_size=steps * envs, max_size=steps * envs))).reshape(steps, envs)
+    steps, envs = draw(st.sampled_from([1, 2, 7, 15, 40])), draw(st.integers(1, 4))
+    random = np.random.default_rng(draw(st.integers(0, 2**31)))
+    ends = random.random((steps, envs)) < draw(st.sampled_from([0.0, 0.05, 0.2, 0.6, 1.0]))
     starts, valid = np.zeros((steps, envs), bool), np.ones((steps, envs), bool)
     next_step = draw(st.booleans())
     for t in range(1, steps):
@@ -72,7 +73,13 @@ def layouts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(starts), torch.from_numpy(valid)
 
 
-@settings(max_examples=100, deadline=None)
+def runs(flags: list[bool]) -> list[tuple[int, int]]:
+    """Beginning and end of every run of True."""
+    edges = [i for i in range(len(flags) + 1) if (i > 0 and flags[i - 1]) != (i < len(flags) and flags[i])]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+@settings(max_examples=200, deadline=None)
 @given(layouts(), st.one_of(st.none(), st.integers(1, 5)), st.integers(1, 5), st.integers(0, 100))
 def test_minibatches_hold_every_valid_row_once_in_order_and_within_its_episode(
     layout: tuple[torch.Tensor, torch.Tensor], max_length: int | None, count: int, seed: int
@@ -84,19 +91,25 @@ def test_minibatches_hold_every_valid_row_once_in_order_and_within_its_episode(
     batches = [batch for part in minibatches([buffer], count, max_length, generator) for batch in part]
     assert len(batches) <= count
     for batch in batches:
-        assert max_length is None or batch.valid.shape[1] <= max_length
-        for row in range(len(batch.valid)):
-            length = int(batch.valid[row].sum())
-            stamps = batch.inputs.features[row, :length, 0]
-            times = stamps.floor().long().tolist()
-            k = round((stamps[0].item() - times[0]) * 100)
-            assert times == list(range(times[0], times[0] + length)), "one environment, step by step"
-            assert not starts[times[1:], k].any(), "an episode starts only where a sequence does"
-            assert valid[times, k].all()
-            assert batch.hidden[0][0, row, 0] == stamps[0], "the hidden state it had in the rollout"
-            assert batch.hidden[1][0, row, 0] == -stamps[0]
-            assert torch.equal(batch.log_probs[row, :length, 0], stamps)
-            seen += [(t, k) for t in times]
+        assert max_length is None or batch.gaps is not None or batch.valid.shape[1] <= max_length
+        for line in range(len(batch.valid)):
+            for first, last in runs(batch.valid[line].tolist()):
+                stamps = batch.inputs.features[line, first:last, 0]
+                times = stamps.floor().long().tolist()
+                k = round((stamps[0].item() - times[0]) * 100)
+                assert times == list(range(times[0], times[0] + last - first)), "one environment, step by step"
+                assert max_length is None or len(times) <= max_length
+                assert not starts[times[1:], k].any(), "an episode starts only where a sequence does"
+                assert valid[times, k].all()
+                assert torch.equal(batch.log_probs[line, first:last, 0], stamps)
+                if first == 0:
+                    assert batch.hidden[0][0, line, 0] == stamps[0], "the hidden state it had in the rollout"
+                    assert batch.hidden[1][0, line, 0] == -stamps[0]
+                else:
+                    assert starts[times[0], k], "only what begins with an empty memory follows another"
+                    assert batch.gaps is not None
+                    assert batch.gaps[line, first - 1], "after a gap that empties it"
+                seen += [(t, k) for t in times]
     assert sorted(seen) == [tuple(place) for place in valid.nonzero().tolist()]
 
 
@@ -176,7 +189,7 @@ def test_the_first_ratio_is_one_for_every_head(mode, tree_world, collected, floo
     assert rollout.could_matter.any(0).any(0).all()
     for part in minibatches([rollout], 3, max_length):
         for batch in part:
-            evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden)
+            evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden, batch.gaps)
             for i, head in enumerate(policy.heads.names):
                 matters = batch.could_matter[..., i]
                 ratio = (evaluation.log_probs[head] - batch.log_probs[..., i])[matters].exp()
@@ -188,7 +201,7 @@ def test_the_first_ratio_is_one_for_every_head(mode, tree_world, collected, floo
 def test_the_stored_value_is_the_one_of_the_stored_root_choice(mode, tree_world, collected) -> None:
     policy, rollout, _ = collected(tree_world(6, mode), 24)
     (batch,) = next(iter(minibatches([rollout], 1)))
-    evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden)
+    evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden, batch.gaps)
     stored = rollout.advantages.targets - rollout.advantages.root  # V(s), put together again by the sequences
     root = batch.targets - batch.advantages[..., 0]
     assert torch.isin(root[batch.valid].round(decimals=4), stored.round(decimals=4)).all()

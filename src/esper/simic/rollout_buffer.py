@@ -1,10 +1,15 @@
 """Where rollouts are kept, and how they become padded sequences for the update.
 
-Legend: T steps, K environments, H heads, B sequences of a batch, L their longest length, D features, S slots.
+Legend: T steps, K environments, H heads, B lines of a batch, L their length, D features, S slots.
 
 A recurrent policy learns from sequences that begin with the hidden state they had in the rollout. An episode that
-ends inside the rollout ends its sequence and the next one begins with its own stored state, so the update needs neither
-a Python loop over time nor a reset inside a sequence.
+ends inside the rollout ends its sequence, and the next one begins with its own state.
+
+Sequences have many lengths, and a batch is a rectangle. Padding each to the longest wastes most of it when episodes are
+short; so sequences that begin with an episode, with an empty memory, may also follow others in the same line, after a
+gap of one row that empties it (:meth:`FactoredRecurrentActorCritic.evaluate_actions`). Lines of few different lengths
+also matter for speed: oneDNN compiles its LSTM kernels anew for every shape. Whatever the layout, what is learned is
+the same, and the update has no Python loop over time.
 """
 
 from __future__ import annotations
@@ -46,13 +51,17 @@ class Transition:
     autoreset, where the next row holds the final observation and so its value."""
 
 
+_LINE_UNIT = 32
+"""Packed lines have a multiple of this many rows, for the sake of few shapes."""
+
+
 class SequenceBatch(NamedTuple):
-    """B sequences, padded at their ends to a common length L. Padding allows every choice and is not ``valid``."""
+    """B lines of length L with one or more sequences each. Padding allows every choice and is not ``valid``."""
 
     inputs: PolicyInput
     """features [B, L, D], indices [B, L, S], masks {head: [B, L, ...] or None}."""
     hidden: Hidden
-    """The stored hidden state each sequence begins with."""
+    """The stored hidden state each line begins with, [layers, B, width]."""
     actions: dict[str, Tensor]
     """{head: [B, L] int64}."""
     log_probs: Tensor
@@ -65,6 +74,8 @@ class SequenceBatch(NamedTuple):
     """[B, L] bool."""
     could_matter: Tensor
     """[B, L, H] bool: the row is valid, its action uses the head, and more than one choice was allowed."""
+    gaps: Tensor | None
+    """[B, L] bool: padding that empties the memory; ``None`` where every line holds a single sequence."""
 
 
 class RolloutBuffer:
@@ -232,15 +243,14 @@ class RolloutBuffer:
         # Rows of one sequence are contiguous, so the running count of beginnings numbers them.
         number = begins.flatten().cumsum(0) - 1
         length = torch.bincount(number[valid.flatten()], minlength=len(start))
-        return Sequences(self, environment, start, length)
+        return Sequences(self, environment, start, length, self["episode_starts"][start, environment])
 
-    def gather(self, environment: Tensor, start: Tensor, length: Tensor) -> SequenceBatch:
-        """The sequences that begin at these places, [B] each, padded to the longest."""
+    def gather(self, layout: Layout) -> SequenceBatch:
+        """The rows of this rollout in the given layout."""
         assert self.advantages is not None, "finish() comes before the update"
-        offset = torch.arange(int(length.max()), device=length.device)
-        valid = offset < length[:, None]
-        padding = ~valid
-        row = (start[:, None] + offset).clamp(max=self.num_steps - 1) * self.num_envs + environment[:, None]
+        environment, step = layout.environment, layout.step
+        padding = step < 0
+        row = step.clamp(min=0) * self.num_envs + environment
 
         def take(rows: Tensor) -> Tensor:
             return rows.flatten(0, 1)[row]
@@ -258,15 +268,16 @@ class RolloutBuffer:
                 masks=masks,
             ),
             hidden=(
-                self["hidden_0"][start, :, environment].transpose(0, 1).contiguous(),
-                self["hidden_1"][start, :, environment].transpose(0, 1).contiguous(),
+                self["hidden_0"][step[:, 0], :, environment[:, 0]].transpose(0, 1).contiguous(),
+                self["hidden_1"][step[:, 0], :, environment[:, 0]].transpose(0, 1).contiguous(),
             ),
             actions={h: actions[..., i] for i, h in enumerate(self.heads.names)},
             log_probs=take(self["log_probs"]),
             advantages=take(self.head_advantages()),
             targets=take(self.advantages.targets),
-            valid=valid,
+            valid=~padding,
             could_matter=padded(self.could_matter, False),
+            gaps=padding if layout.packed else None,
         )
 
 
@@ -284,6 +295,17 @@ def used_heads(heads: HeadTable, actions: Tensor) -> Tensor:
     return torch.stack(list(used.values()), dim=-1)
 
 
+class Layout(NamedTuple):
+    """Where each row of a batch of B lines comes from."""
+
+    environment: Tensor
+    """[B, L]."""
+    step: Tensor
+    """[B, L], step of the rollout; −1 for padding."""
+    packed: bool
+    """Whether a line may hold several sequences."""
+
+
 class Sequences(NamedTuple):
     """Where the sequences of one rollout lie; N of them."""
 
@@ -294,10 +316,50 @@ class Sequences(NamedTuple):
     """[N], step of the rollout."""
     length: Tensor
     """[N]."""
+    begins_episode: Tensor
+    """[N] bool: the sequence begins with an episode, so with an empty memory."""
 
     def batch(self, chosen: Tensor) -> SequenceBatch:
-        """The chosen sequences (indices [B]) as one padded batch."""
-        return self.rollout.gather(self.environment[chosen], self.start[chosen], self.length[chosen])
+        """The chosen sequences (indices into them) as one batch, in the layout that has fewer rows."""
+        places = list(range(len(chosen))), [0] * len(chosen)
+        width = int(self.length[chosen].max())
+        line_length = min(self.rollout.num_steps, -(-int(self.length.max()) // _LINE_UNIT) * _LINE_UNIT)
+        packed_places = self._pack(chosen.tolist(), line_length)
+        if len(chosen) * width <= (max(packed_places[0]) + 1) * line_length:
+            return self.rollout.gather(self._lay_out(chosen, places, width, packed=False))
+        return self.rollout.gather(self._lay_out(chosen, packed_places, line_length, packed=True))
+
+    def _pack(self, chosen: list[int], line_length: int) -> tuple[list[int], list[int]]:
+        """Line and offset of each chosen sequence, first fit, with a gap of a row between two in a line.
+
+        Only a sequence that begins with an empty memory can follow another.
+        """
+        lengths, fresh = self.length.tolist(), self.begins_episode.tolist()
+        ends: list[int] = []
+        lines, offsets = [0] * len(chosen), [0] * len(chosen)
+        for i in sorted(range(len(chosen)), key=lambda i: (fresh[chosen[i]], -lengths[chosen[i]])):
+            sequence = chosen[i]
+            room = (n for n, end in enumerate(ends) if fresh[sequence] and end + 1 + lengths[sequence] <= line_length)
+            line = next(room, len(ends))
+            if line == len(ends):
+                ends.append(-1)
+            lines[i], offsets[i] = line, ends[line] + 1
+            ends[line] = offsets[i] + lengths[sequence]
+        return lines, offsets
+
+    def _lay_out(self, chosen: Tensor, places: tuple[list[int], list[int]], width: int, *, packed: bool) -> Layout:
+        device = chosen.device
+        lines, offsets = (torch.tensor(numbers, device=device) for numbers in places)
+        length = self.length[chosen]
+        of_row = torch.repeat_interleave(torch.arange(len(chosen), device=device), length)
+        within = torch.arange(len(of_row), device=device) - (length.cumsum(0) - length)[of_row]
+        flat = (lines * width + offsets)[of_row] + within
+        shape = (int(lines.max()) + 1, width)
+        step = torch.full(shape, -1, device=device)
+        step.view(-1)[flat] = self.start[chosen][of_row] + within
+        environment = torch.zeros(shape, dtype=torch.int64, device=device)
+        environment.view(-1)[flat] = self.environment[chosen][of_row]
+        return Layout(environment, step, packed)
 
 
 def minibatches(
@@ -308,8 +370,8 @@ def minibatches(
 ) -> Iterator[list[SequenceBatch]]:
     """Every valid row of the rollouts once, in ``count`` minibatches of whole sequences and about equal size.
 
-    A minibatch is a list with one padded batch for each rollout that takes part in it, because rollouts may differ in
-    their number of slots. There are fewer minibatches than ``count`` when there are fewer sequences.
+    A minibatch is a list with one batch for each rollout that takes part in it, because rollouts may differ in their
+    number of slots. There are fewer minibatches than ``count`` when there are fewer sequences.
     """
     cut = [rollout.sequences(max_length) for rollout in rollouts]
     lengths = torch.cat([sequences.length for sequences in cut])

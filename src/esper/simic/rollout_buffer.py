@@ -14,6 +14,7 @@ the same, and the update has no Python loop over time.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -321,35 +322,40 @@ class Sequences(NamedTuple):
 
     def batch(self, chosen: Tensor) -> SequenceBatch:
         """The chosen sequences (indices into them) as one batch, in the layout that has fewer rows."""
-        places = list(range(len(chosen))), [0] * len(chosen)
+        rows, count = int(self.length[chosen].sum()), len(chosen)
         width = int(self.length[chosen].max())
         line_length = min(self.rollout.num_steps, -(-int(self.length.max()) // _LINE_UNIT) * _LINE_UNIT)
-        packed_places = self._pack(chosen.tolist(), line_length)
-        if len(chosen) * width <= (max(packed_places[0]) + 1) * line_length:
-            return self.rollout.gather(self._lay_out(chosen, places, width, packed=False))
-        return self.rollout.gather(self._lay_out(chosen, packed_places, line_length, packed=True))
+        # Rows and gaps, one fewer than sequences in each line: packing cannot take fewer rows than this.
+        if count * width > (rows + count) * line_length / (line_length + 1):
+            lines, offsets = self._pack(chosen, line_length)
+            if count * width > (max(lines) + 1) * line_length:
+                return self.rollout.gather(self._lay_out(chosen, lines, offsets, line_length, packed=True))
+        alone = list(range(count)), [0] * count
+        return self.rollout.gather(self._lay_out(chosen, *alone, width, packed=False))
 
-    def _pack(self, chosen: list[int], line_length: int) -> tuple[list[int], list[int]]:
-        """Line and offset of each chosen sequence, first fit, with a gap of a row between two in a line.
+    def _pack(self, chosen: Tensor, line_length: int) -> tuple[list[int], list[int]]:
+        """Line and offset of each chosen sequence, with a gap of one row between two in a line.
 
-        Only a sequence that begins with an empty memory can follow another.
+        Only a sequence that begins with an empty memory can follow another. The longest goes first, each to the line
+        with the most room.
         """
-        lengths, fresh = self.length.tolist(), self.begins_episode.tolist()
-        ends: list[int] = []
-        lines, offsets = [0] * len(chosen), [0] * len(chosen)
-        for i in sorted(range(len(chosen)), key=lambda i: (fresh[chosen[i]], -lengths[chosen[i]])):
-            sequence = chosen[i]
-            room = (n for n, end in enumerate(ends) if fresh[sequence] and end + 1 + lengths[sequence] <= line_length)
-            line = next(room, len(ends))
-            if line == len(ends):
-                ends.append(-1)
-            lines[i], offsets[i] = line, ends[line] + 1
-            ends[line] = offsets[i] + lengths[sequence]
+        lengths, fresh = self.length[chosen].tolist(), self.begins_episode[chosen].tolist()
+        ends: list[tuple[int, int]] = []  # a heap of (rows taken, line)
+        lines, offsets = [0] * len(lengths), [0] * len(lengths)
+        for i in sorted(range(len(lengths)), key=lambda i: (fresh[i], -lengths[i])):
+            if fresh[i] and ends and ends[0][0] + 1 + lengths[i] <= line_length:
+                end, lines[i] = heapq.heappop(ends)
+                offsets[i] = end + 1
+            else:
+                lines[i] = len(ends)
+            heapq.heappush(ends, (offsets[i] + lengths[i], lines[i]))
         return lines, offsets
 
-    def _lay_out(self, chosen: Tensor, places: tuple[list[int], list[int]], width: int, *, packed: bool) -> Layout:
+    def _lay_out(
+        self, chosen: Tensor, lines_of: list[int], offsets_of: list[int], width: int, *, packed: bool
+    ) -> Layout:
         device = chosen.device
-        lines, offsets = (torch.tensor(numbers, device=device) for numbers in places)
+        lines, offsets = torch.tensor(lines_of, device=device), torch.tensor(offsets_of, device=device)
         length = self.length[chosen]
         of_row = torch.repeat_interleave(torch.arange(len(chosen), device=device), length)
         within = torch.arange(len(of_row), device=device) - (length.cumsum(0) - length)[of_row]

@@ -168,6 +168,19 @@ def test_draws_every_kind_of_record(tmp_path, changes):
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    "scores", [[0.5 + 0.001 * t for t in range(25)], [0.1 + 0.036 * t for t in range(25)], [1.0] * 25]
+)
+def test_the_score_axis_tells_the_truth(scores):
+    axes = module._draw(make_record(scores=scores, host_alone_scores=scores)).axes[0]
+    low, high = axes.get_ylim()
+    assert high - low >= 0.05
+    assert low >= -0.03
+    assert high <= 1.03
+    ticks = [(place, text.get_text()) for place, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)]
+    assert [f"{100 * place:g} %" for place, _ in ticks] == [label for _, label in ticks]
+
+
 def test_nothing_is_drawn_outside_the_picture():
     for record in (
         make_record(1),

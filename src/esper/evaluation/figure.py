@@ -234,6 +234,7 @@ def _stairs(
 
 
 def _draw_scores(axes: Axes, record: GrowthRecord) -> None:
+    axes.margins(y=0.06)
     decisions = np.arange(len(record.scores))
     scores = np.asarray(record.scores, dtype=float)
     ends = [(scores, _SCORE, record.policy)]
@@ -243,14 +244,21 @@ def _draw_scores(axes: Axes, record: GrowthRecord) -> None:
         axes.plot(decisions, alone, color=_HOST, linewidth=1.8, linestyle=(0, (5, 2)), zorder=2)
         ends.append((alone, _HOST, "host alone"))
     axes.plot(decisions, scores, color=_SCORE, linewidth=2.4, zorder=3, solid_capstyle="round")
+    _widen(axes, least=0.1)
     axes.plot(decisions[-1], scores[-1], "o", color=_SCORE, markersize=5, clip_on=False, zorder=4)
     _label_ends(axes, ends)
     axes.set_ylabel("validation score", fontsize=9.5, color=_MUTED, labelpad=8)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
-    axes.margins(y=0.06)
     _tidy(axes, grid=True)
     axes.tick_params(axis="x", labelbottom=False, length=0)
+
+
+def _widen(axes: Axes, least: float) -> None:
+    """Let scores span at least ``least``, so that noise does not look like progress, but no more than 0 to 100 %."""
+    low, high = axes.get_ylim()
+    more = max(0.0, least - (high - low)) / 2
+    axes.set_ylim(max(low - more, -0.03), min(high + more, 1.03))
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[np.ndarray, str, str]]) -> None:
@@ -412,12 +420,11 @@ def _draw_events(axes: Axes, row: int, life: _Life, states: Sequence[SlotState])
     """Mark where a seed was kept for good and where it was cut; the times of the marks."""
     fossil = [max(t - 1, 0) for t in range(life.first, life.last + 1) if states[t].stage == Stage.FOSSILIZED.name][:1]
     pruned = [life.last] if life.last < len(states) - 1 else []
-    for times, shape, colour in ((fossil, *_KEPT_MARK), (pruned, *_PRUNED_MARK)):
+    for time, (shape, colour) in [*((t, _KEPT_MARK) for t in fossil), *((t, _PRUNED_MARK) for t in pruned)]:
         axes.plot(
-            times,
-            [row + 0.5] * len(times),
+            time,
+            row + 0.5,
             marker=shape,
-            linestyle="none",
             color=colour,
             markersize=8.5,
             markeredgecolor="white",

@@ -97,4 +97,5 @@ class RunningMeanStd(nn.Module):
 
     def _check_shape(self, x: Tensor) -> None:
         if tuple(x.shape[x.ndim - len(self.shape) :]) != self.shape:
-            raise ValueError(f"expected observations of shape [..., {self.shape}], got {list(x.shape)}")
+            shape = ", ".join(map(str, ("...", *self.shape)))
+            raise ValueError(f"expected observations of shape [{shape}], got {list(x.shape)}")

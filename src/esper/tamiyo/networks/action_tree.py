@@ -118,7 +118,7 @@ class Draw:
 class HeadNetwork(nn.Module):
     """One head: its logits, its mask, and what its choice means for the ``later`` heads after it.
 
-    The logits of a plain head are its output. A head over slots points: its logits are ``output · key(slot) / sqrt(E)``,
+    The logits of a plain head are its output. A head over slots points: its logits are ``output · key(slot) / sqrt(E)``
     and later heads see the projected encoding of the chosen slot.
 
     Args:
@@ -126,7 +126,7 @@ class HeadNetwork(nn.Module):
         head_dim: Size of the hidden layer, D.
         slot_dim: Size of a slot encoding, E.
         floor: Least probability of an allowed choice.
-        later: Number of heads after this one.
+        later: Number of heads after this one; 0 if none of them is ever used together with this one.
         users: For each head that depends on this one's choice, the choices under which it is used.
     """
 
@@ -217,10 +217,12 @@ class ActionTree(nn.Module):
         self.hidden = stacked(core_dim, self.hidden_sizes)
         self.output = stacked(head_dim, self.output_sizes, POLICY_GAIN)
         conditions = _conditions(heads)
-        self.heads = nn.ModuleList(
-            HeadNetwork(head, head_dim, slot_dim, floors[head.name], later, _users(head, conditions))
-            for head, later in zip(heads, reversed(range(len(heads))), strict=True)
-        )
+        self.heads = nn.ModuleList()
+        for index, head in enumerate(heads):
+            after = heads[index + 1 :]
+            later = len(after) if any(_together(conditions[head.name], conditions[h.name]) for h in after) else 0
+            users = _users(head, conditions)
+            self.heads.append(HeadNetwork(head, head_dim, slot_dim, floors[head.name], later, users))
 
     def draw(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> Draw:
         """Go through the heads in order; ``masks`` are ``[N, n]``, ``[N, n_parent, n]`` or ``None``."""
@@ -264,6 +266,11 @@ def _conditions(heads: HeadTable) -> dict[str, Conditions]:
                 own[name] = own.get(name, choices) & choices
         conditions[head.name] = own
     return conditions
+
+
+def _together(one: Conditions, other: Conditions) -> bool:
+    """Whether two heads with these conditions are ever used together."""
+    return all(one.values()) and all(choices & one.get(ancestor, choices) for ancestor, choices in other.items())
 
 
 def _users(head: Head, conditions: Mapping[str, Conditions]) -> Conditions:

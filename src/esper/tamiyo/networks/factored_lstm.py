@@ -382,7 +382,7 @@ class FactoredRecurrentActorCritic(nn.Module):
 
     def _check_drawn(self, draw: Draw, batch: tuple[int, ...]) -> None:
         """One look at the sum; only a bad one is traced to its head and row."""
-        if not math.isfinite(draw.log_probs_NK.sum().item()):
+        if not math.isfinite(draw.log_probs_NK.sum().item()) and not torch.isfinite(draw.log_probs_NK).all():
             raise ValueError(_diagnosis(draw, batch))
 
 
@@ -459,18 +459,16 @@ def _diagnosis(draw: Draw, batch: tuple[int, ...]) -> str:
     """Why a log-probability is not finite: the first head and row at fault."""
     for name, distribution in draw.distributions.items():
         bad = ~torch.isfinite(distribution.log_prob(draw.choices[name]))
-        if not bad.any():
-            continue
-        row = int(bad.nonzero()[0])
-        where = f"batch row {row}" if len(batch) == 1 else f"batch row {row // batch[1]}, step {row % batch[1]}"
-        if distribution.mask is not None and not distribution.mask[row].any():
-            return f"head '{name}': the mask of {where} allows no choice, but the head is used; allow at least one"
-        if distribution.mask is not None and not distribution.mask[row, draw.choices[name][row]]:
-            choice = int(draw.choices[name][row])
-            return (
-                f"head '{name}': the stored action {choice} of {where} is masked out; store the masks it was drawn with"
-            )
+        if bad.any():
+            break
+    row = int(bad.nonzero()[0])
+    where = f"batch row {row}" if len(batch) == 1 else f"batch row {row // batch[1]}, step {row % batch[1]}"
+    if distribution.mask is not None and not distribution.mask[row].any():
+        return f"head '{name}': the mask of {where} allows no choice, but the head is used; allow at least one"
+    if distribution.log_probs[row].isnan().any():
         return (
-            f"head '{name}': the network's output for {where} is not finite; its weights or hidden state have diverged"
+            f"head '{name}': the network's output for {where} is not finite; what it was given is too large, "
+            "or its weights or hidden state have diverged"
         )
-    return "the sum of log-probabilities overflows; the network's outputs have diverged"
+    choice = int(draw.choices[name][row])
+    return f"head '{name}': the stored action {choice} of {where} is masked out; store the masks it was drawn with"

@@ -249,8 +249,8 @@ class LSTMPolicyBundle:
         description, tensors = _read(path)
         try:
             network = FactoredRecurrentActorCritic.from_config(description["network"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"'{path}' does not describe a policy of this version: {error!r}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' does not describe a policy of this version: {error}") from error
         if heads is not None and network.heads != heads:
             raise ValueError(
                 f"'{path}' was saved with another heads table: expected {_described(heads)}, "

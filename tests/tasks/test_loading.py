@@ -322,6 +322,13 @@ class TestDatasets:
         assert splits.sizes == (32, 8, 10)
         assert splits.train_x.shape[1:] == (3, 6, 5)
 
+    def test_colours_that_come_last_stay_together(self):
+        test = FakeVision(10)
+        splits = load_data(FakeVision(40), test=test)
+        for colour in range(3):
+            ours, theirs = splits.test_x[:, colour].numpy().ravel(), test.images[..., colour].ravel().astype(float)
+            assert np.corrcoef(ours, theirs)[0, 1] > 0.999999
+
     def test_reads_grey_images(self):
         assert load_data(FakeVision(40, (6, 5))).train_x.shape[1:] == (1, 6, 5)
 

@@ -37,7 +37,7 @@ class Run:
         self.case = host_case(kind)
         parameters = list(self.case.model.parameters())
         cut = len(parameters) // groups
-        named = [{"params": parameters[cut:]}, {"params": parameters[:cut]}][:groups]
+        named = [{"params": parameters[:cut]}, {"params": parameters[cut:]}][:groups]
         self.optimizer: Optimizer = AdamW(named, lr=0.01)
         self.scheduler = OneCycleLR(self.optimizer, 0.01, total_steps=1000)
         self.network = grow(self.case, optimizer=self.optimizer, budget=5000, seed=3)
@@ -142,6 +142,23 @@ def test_a_state_loads_over_any_other_state(seed: int) -> None:
     assert len(positions) == len(set(positions))
     assert {id(p) for p in run.network.seed_parameters()} <= set(positions)
     assert len(run.optimizer.state) <= len(positions)
+
+
+def test_seeds_return_to_their_places_among_parameters_that_came_later() -> None:
+    def run_with_extra(grow_first: bool) -> tuple[Run, torch.nn.Parameter]:
+        run, extra = Run("vector", groups=1), torch.nn.Parameter(torch.ones(3))
+        if grow_first:
+            run.interval(germinate("mlp", 1))
+        run.optimizer.param_groups[0]["params"].append(extra)
+        return run, extra
+
+    first, _ = run_with_extra(grow_first=True)
+    first.interval(germinate("norm", 0))
+    second, extra = run_with_extra(grow_first=False)
+    second.load(first.save())
+    assert [p is extra for p in second.optimizer.param_groups[0]["params"]].index(True) == 6 + 4
+    for _ in range(2):
+        assert second.interval(WAIT) == first.interval(WAIT)
 
 
 def _pickled(state: Any) -> io.BytesIO:

@@ -66,8 +66,8 @@ def test_a_loss_that_is_not_finite_is_divergence_from_the_first(loss: float) -> 
 def test_the_band_follows_the_loss_and_lets_noise_pass() -> None:
     governor = feed(2.3, 1.9, 1.5, 1.6, 1.1, 0.9, 1.2, 0.7, 0.5, 0.9, 0.4, 0.3)
     assert not governor.check(1.2)
-    assert governor.check(8.0)
-    assert not governor.check(0.3), "a bad loss is not remembered"
+    assert all(governor.check(8.0) for _ in range(20)), "a bad loss is not remembered"
+    assert not governor.check(0.3)
 
 
 def test_the_band_holds_for_small_large_noisy_and_negative_losses() -> None:

@@ -94,7 +94,7 @@ def test_it_grows_again() -> None:
 
 def test_nested_and_shared_slots() -> None:
     inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-    model = nn.ModuleDict({"outer": nn.Sequential(inner, nn.Linear(4, 4)), "alias": inner})
+    model = nn.ModuleDict({"outer": nn.Sequential(inner, nn.Linear(4, 4)), "alias": inner, "again": inner})
     network = GrowingNetwork(_Calls(model), ["body.outer", "body.outer.0", "body.outer.0.0"], torch.randn(2, 4))
     for slot in range(3):
         network.step(germinate("mlp", slot))
@@ -103,7 +103,7 @@ def test_nested_and_shared_slots() -> None:
     grown = network.grown_model()
     x = torch.randn(5, 4)
     torch.testing.assert_close(grown(x), network.model(x))
-    assert grown.body["alias"] is grown.body["outer"].host[0]
+    assert grown.body["alias"] is grown.body["again"] is grown.body["outer"].host[0]
 
 
 class _Calls(nn.Module):

@@ -76,7 +76,7 @@ class Governor:
 
     def take_snapshot(self) -> None:
         """Remember the present state as good."""
-        self._snapshot = Snapshot(
+        self.snapshot = Snapshot(
             model={name: value.detach().clone() for name, value in self.network.model.state_dict().items()},
             growth=self.network.state_dict(),
             optimizer=None if self.optimizer is None else copy.deepcopy(self.optimizer.state_dict()),
@@ -109,19 +109,20 @@ class Governor:
 
     def _restore(self) -> None:
         """Make the run what the snapshot says."""
-        self.network.load_state_dict(self._snapshot.growth)
-        self.network.model.load_state_dict(self._snapshot.model)
-        if self.optimizer is not None and self._snapshot.optimizer is not None:
-            _restore_optimizer(self.optimizer, self._snapshot.optimizer)
+        self.network.load_state_dict(self.snapshot.growth)
+        self.network.model.load_state_dict(self.snapshot.model)
+        if self.optimizer is not None and self.snapshot.optimizer is not None:
+            _restore_optimizer(self.optimizer, self.snapshot.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The running band. After loading it, with everything else restored, call :meth:`take_snapshot`."""
-        return {"first_loss": self._first_loss, "losses": list(self._losses)}
+        """The running band, and the snapshot."""
+        return {"first_loss": self._first_loss, "losses": list(self._losses), "snapshot": dict(vars(self.snapshot))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what :meth:`state_dict` saved."""
         self._first_loss = state["first_loss"]
         self._losses = deque(state["losses"], maxlen=WINDOW)
+        self.snapshot = Snapshot(**copy.deepcopy(state["snapshot"]))
 
 
 def _restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

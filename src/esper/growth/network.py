@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, HEADS, STYLES,
 from esper.growth import checkpoint
 from esper.growth import optimizer as surgery
 from esper.growth.attach import resolve_slots, survey
-from esper.growth.blueprints import BLUEPRINTS, count_parameters
+from esper.growth.blueprints import BLUEPRINTS, SlotSpec, count_flops, count_parameters
 from esper.growth.grown import assemble
 from esper.growth.seed import plant
 from esper.growth.slot import Mode, Slot, device_of, number
@@ -29,7 +29,7 @@ _HOSTS: WeakSet[nn.Module] = WeakSet()
 
 
 class BudgetError(ValueError):
-    """A seed would need more parameters than the budget leaves."""
+    """A seed would need more parameters or FLOPs than the budget leaves."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class GrowingNetwork:
         optimizer: Takes the seeds' parameters in and lets them go. ``None``: the caller looks after them.
         budget: Cap on added parameters, seeds in every stage counted; ``None`` for no cap. A blueprint can be
             germinated only if its dearest style (gate) fits, so that the choice of a style is always free.
+        flops_budget: Cap on added FLOPs of a forward pass over one sample of the example's size; ``None`` for no cap.
         blueprints: The blueprints that may be germinated.
         seed: Decides the initial weights of the seeds, together with the slot and the number of seeds it had before.
             Global random states are neither used nor moved.
@@ -96,15 +97,17 @@ class GrowingNetwork:
         *,
         optimizer: Optimizer | None = None,
         budget: int | None = None,
+        flops_budget: int | None = None,
         blueprints: Sequence[str] = BLUEPRINT_NAMES,
         seed: int = 0,
         causal: bool | None = None,
     ) -> None:
-        self._check_arguments(model, budget, blueprints, seed)
+        self._check_arguments(model, {"parameters": budget, "FLOPs": flops_budget}, blueprints, seed)
         names = resolve_slots(model, slots)
         self.model = model
         self.optimizer = optimizer
         self.budget = budget
+        self.flops_budget = flops_budget
         self.seed = seed
         self.slots = tuple(Slot(site) for site in survey(model, names, example_input, causal=causal))
         self.decision = 0
@@ -114,30 +117,33 @@ class GrowingNetwork:
         """Root mean square of the host's gradients at the last measured batch, 0-dim."""
         self._allowed = np.array([name in blueprints for name in BLUEPRINT_NAMES])
         self._fits = np.array([[b.fits(slot.spec) for b in BLUEPRINTS.values()] for slot in self.slots])
-        self._costs = self._price_list()
+        self._costs = self._price_list(lambda name, spec: max(count_parameters(name, spec, s) for s in STYLES))
+        self._flops = self._price_list(count_flops)
         _HOSTS.add(model)
 
     @staticmethod
-    def _check_arguments(model: nn.Module, budget: int | None, blueprints: Sequence[str], seed: int) -> None:
+    def _check_arguments(
+        model: nn.Module, budgets: Mapping[str, int | None], blueprints: Sequence[str], seed: int
+    ) -> None:
         if any(module in _HOSTS for module in model.modules()):
             raise ValueError(
                 f"this {type(model).__name__} (or a part of it) is growing already; call remove() on its first "
                 "GrowingNetwork, or grow a copy.deepcopy of the model made before"
             )
-        if budget is not None and budget < 0:
-            raise ValueError(f"budget must be a number of parameters of 0 or more, or None, got {budget}")
+        for what, budget in budgets.items():
+            if budget is not None and budget < 0:
+                raise ValueError(f"budget must be a number of {what} of 0 or more, or None, got {budget}")
         unknown = [name for name in blueprints if name not in BLUEPRINTS]
         if unknown or not blueprints:
             raise ValueError(f"expected some of the blueprints {', '.join(BLUEPRINTS)}; got {list(blueprints)}")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
 
-    def _price_list(self) -> np.ndarray:
-        """Parameters ``[S, 13]`` of each blueprint in each slot, in its dearest style; 0 where it does not fit."""
+    def _price_list(self, price: Callable[[str, SlotSpec], int]) -> np.ndarray:
+        """The price ``[S, 13]`` of each blueprint in each slot; 0 where it does not fit."""
         costs = np.zeros(self._fits.shape, dtype=np.int64)
         for s, b in zip(*np.nonzero(self._fits), strict=True):
-            spec = self.slots[s].spec
-            costs[s, b] = max(count_parameters(BLUEPRINT_NAMES[b], spec, style) for style in STYLES)
+            costs[s, b] = price(BLUEPRINT_NAMES[b], self.slots[s].spec)
         return costs
 
     # ------------------------------------------------------------------------------------------- what there is
@@ -157,6 +163,11 @@ class GrowingNetwork:
         """Parameters of all seeds that there are, in whatever stage."""
         return sum(slot.seed_params for slot in self.slots)
 
+    @property
+    def added_flops(self) -> int:
+        """FLOPs that all seeds add to a forward pass over one sample of the example's size, in whatever stage."""
+        return int(sum(self._flops[i, slot.life.blueprint] for i, slot in enumerate(self.slots) if slot.seed))
+
     def seed_parameters(self) -> list[nn.Parameter]:
         """The parameters of all seeds; ``model.parameters()`` does not hold them."""
         return [p for slot in self.slots for p in slot.parameters()]
@@ -164,7 +175,11 @@ class GrowingNetwork:
     def _affordable(self) -> np.ndarray:
         """``[S, 13]``: may be germinated as far as the slot's form, the allowed blueprints and the budget go."""
         possible = self._fits & self._allowed
-        return possible if self.budget is None else possible & (self._costs <= self.budget - self.added_params)
+        if self.budget is not None:
+            possible = possible & (self._costs <= self.budget - self.added_params)
+        if self.flops_budget is not None:
+            possible = possible & (self._flops <= self.flops_budget - self.added_flops)
+        return possible
 
     # ------------------------------------------------------------------------------------------- masks and steps
 
@@ -212,6 +227,12 @@ class GrowingNetwork:
             raise BudgetError(
                 f"blueprint '{name}' needs {cost} parameters in slot '{slot.name}' (in its dearest style), but of the "
                 f"budget of {self.budget} only {self.budget - self.added_params} are left"
+            )
+        flops = int(self._flops[index, blueprint])
+        if self.flops_budget is not None and flops > self.flops_budget - self.added_flops:
+            raise BudgetError(
+                f"blueprint '{name}' needs {flops} FLOPs in slot '{slot.name}', but of the budget of "
+                f"{self.flops_budget} FLOPs only {self.flops_budget - self.added_flops} are left"
             )
 
     def step(self, decision: Decision) -> list[Event]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from esper.env.engine.base import RowReport
 from esper.env.episode import Episode
+from esper.growth.history import History
 from esper.growth.network import GrowingNetwork
-from esper.observation import RunReading
 from esper.tasks import Task
 
 ATTRIBUTION_SAMPLES = 256
@@ -64,7 +64,7 @@ def build_episode_host(task: Task, episode: Episode) -> nn.Module:
         return task.build_host()
 
 
-class Run:
+class Run(History):
     """One host in one episode: data, growing network, history. Subclasses train it.
 
     Args:
@@ -85,6 +85,14 @@ class Run:
     ) -> None:
         self.task, self.episode = task, episode
         self.data = EpisodeData(task, episode)
+        super().__init__(
+            horizon=episode.horizon,
+            rent=episode.rent,
+            budget=episode.budget,
+            learning_rate=episode.learning_rate,
+            train_samples=len(self.data),
+            chance_score=task.chance_score,
+        )
         self.network = GrowingNetwork(
             model,
             task.slots,
@@ -95,34 +103,8 @@ class Run:
             seed=episode.seed,
             causal=task.causal,
         )
-        self.decision = 0
-        self.train_losses: list[float] = []
-        self.val_losses: list[float] = []
-        self.scores: list[float] = []
-        self.rolled_back = False
         self.samples_seen = 0
-
-    def record(self, loss: float, score: float) -> None:
-        """Enter the result of an evaluation on validation data."""
-        self.val_losses.append(loss)
-        self.scores.append(score)
 
     def report(self) -> RowReport:
         """Readings and masks after the latest decision."""
-        reading = RunReading(
-            decision=self.decision,
-            horizon=self.episode.horizon,
-            scores=list(self.scores),
-            train_losses=list(self.train_losses),
-            val_losses=list(self.val_losses),
-            host_params=self.network.host_params,
-            added_params=self.network.added_params,
-            rent=self.episode.rent,
-            budget=self.episode.budget,
-            learning_rate=self.episode.learning_rate,
-            train_samples=len(self.data),
-            chance_score=self.task.chance_score,
-            rolled_back=self.rolled_back,
-            slots=self.network.slot_readings(),
-        )
-        return RowReport(reading, self.network.masks(), self.samples_seen)
+        return RowReport(self.reading(self.network), self.network.masks(), self.samples_seen)

@@ -107,7 +107,7 @@ def _encoder(key: str, space: spaces.Space) -> tuple[int, Encoder]:
         return size, lambda batch: np.asarray(batch, np.float32).reshape(-1, size)
     if isinstance(space, spaces.MultiDiscrete):
         tables = [np.eye(int(n), dtype=np.float32) for n in space.nvec.flat]
-        starts = space.start.flat
+        starts = space.start.flatten()
 
         def one_hot(batch: np.ndarray) -> np.ndarray:
             columns = np.asarray(batch).reshape(-1, len(tables)).T

@@ -1,0 +1,242 @@
+"""That it learns, against known scores. The quick ones take seconds; the slow ones are the proof."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import FilterObservation
+from gymnasium.wrappers.vector import TransformObservation
+
+from esper.heads import Head, HeadTable
+from esper.simic import NetworkConfig, PPOConfig, TrainConfig, evaluate, train
+from esper.simic.environments import CEILINGS, Locksmith
+from esper.simic.spaces import EnvironmentAdapter, make_envs
+from esper.simic.training.collector import Collector
+from esper.simic.training.vectorized import make_policy
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+
+class Identity(VectorEnv):
+    """Answer with what is shown: the share of the entries that is right is the reward, for eight steps."""
+
+    def __init__(
+        self, action_space: spaces.Space, observation_space: spaces.Space | None = None, **metadata: Any
+    ) -> None:
+        self.num_envs = 32
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, **metadata}
+        self.single_action_space = action_space
+        self.single_observation_space = observation_space or action_space
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.left = 8
+        return self.show(), {}
+
+    def step(self, actions):
+        assert self.action_space.contains(actions)
+        rewards = self.points(actions)
+        self.left = self.left - 1 or 8
+        over = np.full(self.num_envs, self.left == 8)
+        return self.show(), rewards, over, np.zeros_like(over), {}
+
+    def show(self):
+        self.shown = self.observation_space.sample()
+        return self.shown
+
+    def points(self, actions) -> np.ndarray:
+        if isinstance(actions, dict):
+            return np.mean([self.shown[key] == actions[key] for key in actions], axis=0)
+        return (self.shown == actions).reshape(self.num_envs, -1).mean(-1)
+
+
+class Dependent(Identity):
+    """The second answer must be the first plus what is shown, and the mask alone tells which first answer is legal."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            spaces.Dict({"first": spaces.Discrete(4), "second": spaces.Discrete(4)}),
+            spaces.Dict({"action_mask": spaces.Dict({"first": spaces.MultiBinary(4)}), "shown": spaces.Discrete(4)}),
+            heads=HeadTable([Head("first", 4), Head("second", 4, parent="first")]).to_json(),
+        )
+
+    def show(self):
+        self.legal = self.np_random.integers(4, size=self.num_envs)
+        self.shown = self.np_random.integers(4, size=self.num_envs)
+        return {"action_mask": {"first": np.eye(4, dtype=np.int8)[self.legal]}, "shown": self.shown}
+
+    def points(self, actions) -> np.ndarray:
+        assert (actions["first"] == self.legal).all()
+        return (actions["second"] == (actions["first"] + self.shown) % 4).astype(float)
+
+
+@pytest.mark.parametrize("recurrent", [True, False], ids=["recurrent", "feed_forward"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Identity(spaces.Discrete(4, start=-1)),
+        lambda: Identity(spaces.MultiDiscrete([3, 4])),
+        lambda: Identity(spaces.Dict({"x": spaces.Discrete(3), "y": spaces.Discrete(4)})),
+        Dependent,
+    ],
+    ids=["discrete", "multi_discrete", "dict", "masked_and_dependent"],
+)
+def test_learns_the_identity_on_every_action_space(make: Callable[[], Identity], recurrent: bool) -> None:
+    config = TrainConfig(
+        updates=24,
+        num_steps=16,
+        ppo=PPOConfig(learning_rate=1e-2, gamma=0.5, minibatches=2),
+        network=NetworkConfig(hidden_dim=32, head_dim=32, recurrent=recurrent),
+    )
+    policy = train(make(), config=config).policy
+    assert evaluate(policy, make(), episodes=32).mean_return > 0.9 * 8
+
+
+# ---------------------------------------------------------------------- memory stays flat
+
+
+class Careless(LSTMPolicyBundle):
+    """Acts with a graph, as one does who forgets to detach."""
+
+    def act(self, inputs, hidden, deterministic=False, generator=None):
+        with torch.enable_grad():
+            features = self._normalized("features", inputs.features)
+            return self.network.get_action(features, inputs.indices, inputs.masks, hidden, deterministic, generator)
+
+    def initial_hidden(self, batch_size):
+        return self.network.initial_hidden(batch_size)
+
+
+def graph_size(tensor: torch.Tensor) -> int:
+    """Number of autograd nodes that ``tensor`` keeps alive."""
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return len(seen)
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def growth_over_500_episodes(kind: type[LSTMPolicyBundle]) -> tuple[int, int]:
+    """Autograd nodes behind the hidden state after 500 episodes, and live tensors added over the last 400."""
+    envs = make_envs("CartPole-v1", 8)
+    adapter = EnvironmentAdapter(envs)
+    policy = make_policy(adapter, TrainConfig(network=NetworkConfig(hidden_dim=8, head_dim=8)))
+    policy = kind(policy.network, observation_normalizer=policy.observation_normalizer)
+    collector = Collector(envs, adapter, 32)
+    collector.reset(policy, 0)
+    generator = torch.Generator().manual_seed(0)
+    episodes, before = 0, 0
+    while episodes < 500:
+        collector.collect(policy, generator, gamma=0.9, gae_lambda=0.9)
+        if episodes < 100 <= episodes + len(collector.episodes):
+            before = live_tensors()
+        episodes += len(collector.episodes)
+    return graph_size(collector._hidden[0]), live_tensors() - before
+
+
+def test_nothing_grows_over_500_episodes() -> None:
+    nodes, tensors = growth_over_500_episodes(LSTMPolicyBundle)
+    assert nodes == 0
+    assert tensors <= 0
+
+
+def test_the_graph_grows_over_500_episodes_when_nobody_detaches() -> None:
+    """What the test above would see."""
+    nodes, _ = growth_over_500_episodes(Careless)
+    assert nodes > 10_000
+
+
+# ---------------------------------------------------------------------- slow: known scores
+
+
+def cartpole_without_velocities(num_envs: int = 16) -> VectorEnv:
+    """CartPole that shows the positions of cart and pole only: velocities must be remembered."""
+    envs = gym.make_vec("CartPole-v1", num_envs)
+    box = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32)
+    return TransformObservation(
+        envs,
+        lambda observation: observation[:, [0, 2]],
+        observation_space=batch_space(box, num_envs),
+        single_observation_space=box,
+    )
+
+
+def cartpole_return(**network: Any) -> float:
+    config = TrainConfig(total_steps=150_000, ppo=PPOConfig(learning_rate=1e-3), network=NetworkConfig(**network))
+    policy = train(cartpole_without_velocities(), config=config).policy
+    return evaluate(policy, cartpole_without_velocities(), episodes=100).mean_return
+
+
+@pytest.mark.slow
+def test_cartpole_without_velocities_is_solved_with_memory() -> None:
+    assert cartpole_return() >= 450
+
+
+@pytest.mark.slow
+def test_cartpole_without_velocities_is_not_solved_without_memory() -> None:
+    assert cartpole_return(recurrent=False) < 100
+
+
+def locksmiths(*, masked: bool = True) -> VectorEnv:
+    """Sixteen of them; without the mask, they still end the episode of who reaches too far."""
+    make = Locksmith if masked else lambda: FilterObservation(Locksmith(), ["door", "key"])
+    return SyncVectorEnv([make] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def locksmith_return(*, masked: bool = True, independent: bool = False, **network: Any) -> float:
+    config = TrainConfig(
+        total_steps=200_000,
+        ppo=PPOConfig(learning_rate=1e-3, minibatches=8),
+        network=NetworkConfig(**network),
+    )
+    envs = locksmiths(masked=masked)
+    policy = make_policy(EnvironmentAdapter(envs), config)
+    if independent:
+        silence(policy)
+    train(envs, config=config, policy=policy)
+    return evaluate(policy, locksmiths(masked=masked), episodes=400, deterministic=False).mean_return
+
+
+def silence(policy: LSTMPolicyBundle) -> None:
+    """Let no head know what the ones before it drew."""
+    for head in policy.network.tree.heads:
+        if head.told is not None:
+            head.told.requires_grad_(False)
+            torch.nn.init.zeros_(head.told.weight)
+
+
+@pytest.mark.slow
+def test_locksmith_is_solved_with_memory_masks_and_dependent_heads() -> None:
+    assert locksmith_return() > 0.95 * CEILINGS["memory, masks and dependent heads"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("missing", "options"),
+    [
+        ("no memory", {"recurrent": False}),
+        ("no mask", {"masked": False}),
+        ("independent heads", {"independent": True}),
+    ],
+)
+def test_locksmith_is_not_solved_without_one_of_the_three(missing: str, options: dict[str, Any]) -> None:
+    """Sampling noise is all that may lie above the ceiling."""
+    assert locksmith_return(**options) < CEILINGS[missing] + 0.03

@@ -168,5 +168,5 @@ def test_bad_observations_are_refused_and_leave_the_statistics_alone(x: Tensor, 
 
 
 def test_whole_numbers_cannot_be_normalised() -> None:
-    with pytest.raises(ValueError, match="expected floating point observations, got torch.int64"):
+    with pytest.raises(ValueError, match=r"expected floating point observations, got torch.int64"):
         RunningMeanStd((2,)).normalize(torch.zeros(3, 2).long())

@@ -92,15 +92,15 @@ GROUPS = {
 @pytest.mark.parametrize("op", GROUPS)
 def test_unused_heads_get_exactly_zero_gradient(network: Network, make_input: MakeInput, op: Op) -> None:
     inputs = make_input(64)
-    inputs.masks["op"] = torch.arange(6).expand(64, 6) == op  # type: ignore[index]
+    inputs.masks["op"] = torch.arange(6).expand(64, 6) == op
     output = network.get_action(*inputs)
     evaluation = evaluate(network, inputs, output.actions)
     loss = sum(evaluation.log_probs[name].pow(2).sum() + evaluation.entropy[name].sum() for name in HEADS.names)
     assert isinstance(loss, Tensor)
     loss.backward()
-    hidden = network.tree.hidden.weight.grad.split(network.tree.hidden_sizes)  # type: ignore[union-attr]
-    outputs = network.tree.output.weight.grad.split(network.tree.output_sizes)  # type: ignore[union-attr]
-    biases = network.tree.output.bias.grad.split(network.tree.output_sizes)  # type: ignore[union-attr]
+    hidden = network.tree.hidden.weight.grad.split(network.tree.hidden_sizes)
+    outputs = network.tree.output.weight.grad.split(network.tree.output_sizes)
+    biases = network.tree.output.bias.grad.split(network.tree.output_sizes)
     for index, head in enumerate(HEADS):
         module = network.tree.heads[index]
         own = [p.grad for p in module.parameters() if p.grad is not None]
@@ -161,7 +161,7 @@ def reference_log_probs(network: Network, inputs: PolicyInput, row: int, choices
         allowed = range(sizes[head.name])
         if mask is not None:
             line = mask[row, choices[head.parent]] if mask.ndim == 3 and head.parent else mask[row]
-            allowed = [choice for choice in allowed if line[choice]]  # type: ignore[assignment]
+            allowed = [choice for choice in allowed if line[choice]]
         total = sum(math.exp(logits[choice].item()) for choice in allowed)
         probability = math.exp(logits[choices[head.name]].item()) / total
         results[head.name] = math.log(floor + (1 - len(allowed) * floor) * probability)

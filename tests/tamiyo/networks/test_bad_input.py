@@ -150,7 +150,7 @@ def test_masks_of_another_shape_or_type(step: Any, name: str, data: st.DataObjec
 def test_masks_that_miss_a_head_or_name_another(step: Any) -> None:
     arguments = step(2)
     for masks in ({}, {"op": None}, {**arguments["masks"], "sloth": None}):
-        with pytest.raises(ValueError, match="expected a mask .or None. for each of the heads"):
+        with pytest.raises(ValueError, match=r"expected a mask .or None. for each of the heads"):
             NETWORK.get_action(**(arguments | {"masks": masks}))
 
 
@@ -207,10 +207,16 @@ def test_stored_actions_of_another_shape_type_or_heads(sequences: Any) -> None:
     arguments = sequences(2, 3)
     actions = arguments["actions"]
     for wrong in (actions["style"].float(), actions["style"][:, :2], actions["style"].flatten()):
-        with pytest.raises(ValueError, match="head 'style': expected actions of type torch.int64 and shape"):
+        with pytest.raises(ValueError, match=r"head 'style': expected actions of type torch.int64 and shape"):
             NETWORK.evaluate_actions(**(arguments | {"actions": {**actions, "style": wrong}}))
     with pytest.raises(ValueError, match="expected stored actions for the heads"):
         NETWORK.evaluate_actions(**(arguments | {"actions": {"op": actions["op"]}}))
+
+
+@pytest.mark.parametrize("gaps", [torch.zeros(2, 3), torch.zeros(2, 4).bool(), torch.zeros(6).bool()])
+def test_gaps_of_another_shape_or_type(sequences: Any, gaps: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected gaps of type torch.bool and shape \[2, 3\], got"):
+        NETWORK.evaluate_actions(**sequences(2, 3), gaps=gaps)
 
 
 @several
@@ -220,14 +226,14 @@ def test_hidden_states_of_another_shape(step: Any, batch: int, shape: list[int])
     if tuple(shape) == (1, batch, 16):
         return
     for hidden in ((torch.zeros(shape), arguments["hidden"][1]), (arguments["hidden"][0],), torch.zeros(2, *shape)):
-        with pytest.raises(ValueError, match="expected hidden as a pair of torch.float32 .*start from initial_hidden"):
+        with pytest.raises(ValueError, match=r"expected hidden as a pair of torch.float32 .*start from initial_hidden"):
             NETWORK.get_action(**(arguments | {"hidden": hidden}))
 
 
 def test_hidden_states_of_another_type_or_not_finite(step: Any) -> None:
     arguments = step(2)
     double = tuple(part.double() for part in arguments["hidden"])
-    with pytest.raises(ValueError, match="expected hidden as a pair of torch.float32"):
+    with pytest.raises(ValueError, match=r"expected hidden as a pair of torch.float32"):
         NETWORK.get_action(**(arguments | {"hidden": double}))
     broken = tuple(part + torch.nan for part in arguments["hidden"])
     for call in (NETWORK.get_action, NETWORK.state_value):
@@ -248,7 +254,7 @@ def test_weights_that_have_diverged_are_named(step: Any) -> None:
 def test_a_floor_too_high_for_the_number_of_slots(make_input: MakeInput) -> None:
     network = FactoredRecurrentActorCritic(probability_floor={"slot": 0.1})
     network.get_action(*make_input(2, slots=9))
-    with pytest.raises(ValueError, match="head 'slot': a probability floor of 0.1 for each of 10 choices"):
+    with pytest.raises(ValueError, match=r"head 'slot': a probability floor of 0.1 for each of 10 choices"):
         network.get_action(*make_input(2, slots=10))
 
 

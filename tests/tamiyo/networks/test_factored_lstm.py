@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from esper.actions import HEAD_NAMES, HEADS
+from esper.actions import HEAD_NAMES
 from esper.heads import Head, HeadTable
 from esper.observation import RUN_SIZE, SLOT_SIZE, features_size
 from esper.tamiyo.networks import ActionOutput, FactoredRecurrentActorCritic, action_tree
@@ -63,7 +63,7 @@ def assert_same(network: Network, inputs: PolicyInput, outputs: list[ActionOutpu
 
 def test_the_example_of_the_contract() -> None:
     network = FactoredRecurrentActorCritic(state_dim=126, num_slots=3)
-    masks = {head: None for head in HEAD_NAMES}
+    masks = dict.fromkeys(HEAD_NAMES)
     output = network.get_action(torch.zeros(1, 126), torch.full((1, 3), -1), masks)
     assert set(output.actions) == set(HEAD_NAMES)
     assert output.op_values.shape == (1, 6)
@@ -80,12 +80,12 @@ def test_one_op_is_the_action_the_value_and_the_condition_over_10_000_rows(
     rows = torch.arange(10_000)
     assert torch.equal(op, output.actions["op"])
     assert torch.equal(output.value, output.op_values[rows, op])
-    assert inputs.masks["op"][rows, op].all()  # type: ignore[index]
+    assert inputs.masks["op"][rows, op].all()
     assert len(op.unique()) == 6
     # The other heads are conditioned on this op: judged after it, they get the log-probs they were drawn with.
     masks = {name: None if mask is None else mask[:, None] for name, mask in inputs.masks.items()}
     actions = {name: action[:, None] for name, action in output.actions.items()}
-    evaluation = network.evaluate_actions(inputs.features[:, None], inputs.indices[:, None], actions, masks)  # type: ignore[index]
+    evaluation = network.evaluate_actions(inputs.features[:, None], inputs.indices[:, None], actions, masks)
     assert torch.equal(evaluation.used["slot"][:, 0], op != 0)
     for name in HEAD_NAMES:
         torch.testing.assert_close(evaluation.log_probs[name][:, 0], output.log_probs[name], atol=1e-5, rtol=0)
@@ -121,11 +121,11 @@ def test_the_state_value_is_the_expectation_of_q_over_allowed_ops(network: Netwo
     masks["slot"], masks["blueprint"] = None, None
     mass = torch.zeros(300, dtype=torch.float64)
     for op in range(6):
-        allowed = inputs.masks["op"][:, op]  # type: ignore[index]
+        allowed = inputs.masks["op"][:, op]
         chosen = torch.where(allowed, op, output.sampled_op)[:, None]
         actions = {name: torch.zeros(300, 1, dtype=torch.int64) for name in HEAD_NAMES} | {"op": chosen}
         masks |= {"style": None, "tempo": None, "alpha_target": None}
-        evaluation = network.evaluate_actions(inputs.features[:, None], inputs.indices[:, None], actions, masks)  # type: ignore[index]
+        evaluation = network.evaluate_actions(inputs.features[:, None], inputs.indices[:, None], actions, masks)
         probability = evaluation.log_probs["op"][:, 0].double().exp() * allowed
         mass += probability.detach()
         expected += (probability * evaluation.values[:, 0]).detach()
@@ -177,6 +177,48 @@ def test_padding_after_a_sequence_changes_nothing(network: Network, make_input: 
         torch.testing.assert_close(whole.log_probs[name][:, :5], cut.log_probs[name], atol=1e-6, rtol=0)
 
 
+def laid_out(inputs: PolicyInput, actions: dict[str, Tensor]) -> tuple[PolicyInput, dict[str, Tensor], Tensor]:
+    """The sequences of a batch one after the other in a single line, with a gap after each."""
+
+    def line(x: Tensor) -> Tensor:
+        return torch.cat([x, x[:, -1:]], dim=1).flatten(0, 1).unsqueeze(0)
+
+    masks = {name: None if mask is None else line(mask) for name, mask in inputs.masks.items()}
+    gaps = torch.zeros(inputs.features.shape[0], inputs.features.shape[1] + 1, dtype=torch.bool)
+    gaps[:, -1] = True
+    in_line = PolicyInput(line(inputs.features), line(inputs.indices), masks)
+    return in_line, {name: line(action) for name, action in actions.items()}, gaps.view(1, -1)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_sequences_with_gaps_between_them_stay_apart(
+    sharpen: Callable[[Network], Network], make_input: MakeInput, recurrent: bool
+) -> None:
+    network = sharpen(FactoredRecurrentActorCritic(recurrent=recurrent))
+    inputs = make_input(4, 6)
+    outputs, actions = roll(network, inputs)
+    line, line_actions, gaps = laid_out(inputs, actions)
+    evaluation = network.evaluate_actions(line.features, line.indices, line_actions, line.masks, None, gaps)
+    for name in HEAD_NAMES:
+        rolled = torch.stack([o.log_probs[name] for o in outputs], 1)
+        evaluated = evaluation.log_probs[name].view(4, 7)[:, :6]
+        torch.testing.assert_close(evaluated, rolled, atol=1e-5, rtol=0)
+    values = torch.stack([o.value for o in outputs], 1)
+    torch.testing.assert_close(evaluation.values.view(4, 7)[:, :6], values, atol=1e-5, rtol=0)
+    assert all((part == 0).all() for part in evaluation.hidden)
+
+
+def test_no_gradient_crosses_a_gap(network: Network, make_input: MakeInput) -> None:
+    inputs = make_input(2, 5)
+    _, actions = roll(network, inputs)
+    line, line_actions, gaps = laid_out(inputs, actions)
+    states = line.features.clone().requires_grad_()
+    evaluation = network.evaluate_actions(states, line.indices, line_actions, line.masks, None, gaps)
+    (gradient,) = torch.autograd.grad(evaluation.values[:, 6:].sum(), states)
+    assert (gradient[:, :6] == 0).all()
+    assert (gradient[:, 6:11] != 0).any(-1).all()
+
+
 def test_another_table_without_slots_is_an_ordinary_recurrent_policy() -> None:
     network = FactoredRecurrentActorCritic(4, 0, heads=PLAIN)
     assert network.slot_encoder is None
@@ -206,7 +248,7 @@ def test_one_step_of_a_batch_does_not_depend_on_the_other_rows(network: Network,
     inputs = make_input(16)
     whole = network.get_action(*inputs, deterministic=True)
     masks = {name: None if mask is None else mask[3:4] for name, mask in inputs.masks.items()}
-    alone = network.get_action(inputs.features[3:4], inputs.indices[3:4], masks, deterministic=True)  # type: ignore[index]
+    alone = network.get_action(inputs.features[3:4], inputs.indices[3:4], masks, deterministic=True)
     torch.testing.assert_close(alone.op_values[0], whole.op_values[3], atol=1e-5, rtol=0)
     assert all(alone.actions[name][0] == whole.actions[name][3] for name in HEAD_NAMES)
 
@@ -224,15 +266,15 @@ def test_values_train_the_q_of_the_stored_op_and_leave_the_policy_heads_alone(
         evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
         getattr(evaluation, pick).sum().backward()
         assert all(p.grad is None or (p.grad == 0).all() for p in network.tree.parameters()), pick
-        assert (network.critic.weight.grad != 0).any()  # type: ignore[union-attr]
-        assert (network.encoder.weight.grad != 0).any()  # type: ignore[union-attr]
+        assert (network.critic.weight.grad != 0).any()
+        assert (network.encoder.weight.grad != 0).any()
 
 
 def test_gradients_reach_every_part(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(64, 4)
     _, actions = roll(network, inputs)
     evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
-    (sum(x.sum() for x in evaluation.log_probs.values()) + evaluation.values.sum()).backward()  # type: ignore[union-attr]
+    (sum(x.sum() for x in evaluation.log_probs.values()) + evaluation.values.sum()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -241,14 +283,14 @@ def test_gradients_reach_every_part(network: Network, make_input: MakeInput) -> 
 
 def test_logits_masked_in_every_row_get_exactly_zero_gradient(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(32, 4)
-    inputs.masks["op"][..., 3] = False  # type: ignore[index]
-    inputs.masks["op"][..., 1] = True  # type: ignore[index]
-    inputs.masks["style"] = torch.tensor([True, False, True]).expand(32, 4, 3)  # type: ignore[index]
+    inputs.masks["op"][..., 3] = False
+    inputs.masks["op"][..., 1] = True
+    inputs.masks["style"] = torch.tensor([True, False, True]).expand(32, 4, 3)
     _, actions = roll(network, inputs)
     evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
     loss = sum(evaluation.log_probs[h].sum() + evaluation.entropy[h].pow(2).sum() for h in HEAD_NAMES)
-    loss.backward()  # type: ignore[union-attr]
-    bias = dict(zip(HEAD_NAMES, network.tree.output.bias.grad.split(network.tree.output_sizes), strict=True))  # type: ignore[union-attr]
+    loss.backward()
+    bias = dict(zip(HEAD_NAMES, network.tree.output.bias.grad.split(network.tree.output_sizes), strict=True))
     assert bias["op"][3] == 0
     assert bias["style"][1] == 0
     assert (bias["op"][[1, 2]] != 0).all()
@@ -264,11 +306,27 @@ def test_low_precision_autocast(network: Network, make_input: MakeInput, dtype: 
         loss = sum(x.sum() for x in evaluation.log_probs.values()) + evaluation.values.pow(2).sum()
     assert evaluation.values.dtype == torch.float32
     assert all(x.dtype == torch.float32 for x in evaluation.log_probs.values())
-    loss.backward()  # type: ignore[union-attr]
+    loss.backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert (parameter.grad != 0).any(), name
+
+
+def test_autocast_weights_made_without_gradients_are_dropped(
+    network: Network, make_input: MakeInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer PyTorch does not need it; older PyTorch would train nothing."""
+    dropped: list[bool] = []
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: dropped.append(True))
+    inputs = make_input(2)
+    with torch.no_grad():
+        network.get_action(*inputs)
+        assert not dropped
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            network.get_action(*inputs)
+            network.state_value(*inputs)
+            assert len(dropped) == 2
 
 
 def test_without_gradients_the_results_are_ordinary_tensors(network: Network, make_input: MakeInput) -> None:
@@ -289,7 +347,7 @@ def test_without_gradients_the_results_are_ordinary_tensors(network: Network, ma
         inputs.indices[:, None],
         actions,
         masks,
-        output.hidden,  # type: ignore[index]
+        output.hidden,
     )
     (evaluation.values.sum() + sum(x.sum() for x in evaluation.entropy.values())).backward()
 
@@ -298,7 +356,7 @@ def test_get_action_carries_gradients_where_they_are_enabled(network: Network, m
     inputs = make_input(6)
     output = network.get_action(*inputs)
     (output.value.sum() + sum(x.sum() for x in output.log_probs.values())).backward()
-    assert (network.encoder.weight.grad != 0).any()  # type: ignore[union-attr]
+    assert (network.encoder.weight.grad != 0).any()
 
 
 # Slots are a set
@@ -311,8 +369,8 @@ def permuted(inputs: PolicyInput, order: Tensor) -> PolicyInput:
     run, rest = inputs.features[..., :RUN_SIZE], inputs.features[..., RUN_SIZE:]
     rest = rest.view(*batch, slots, SLOT_SIZE)[..., order, :].flatten(-2)
     masks = dict(inputs.masks)
-    masks["slot"] = masks["slot"][..., order]  # type: ignore[index]
-    masks["blueprint"] = masks["blueprint"][..., order, :]  # type: ignore[index]
+    masks["slot"] = masks["slot"][..., order]
+    masks["blueprint"] = masks["blueprint"][..., order, :]
     return PolicyInput(torch.cat([run, rest], -1), inputs.indices[..., order], masks)
 
 

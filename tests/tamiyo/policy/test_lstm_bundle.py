@@ -46,7 +46,7 @@ def gradients(bundle: LSTMPolicyBundle, inputs: PolicyInput, hidden: tuple[Tenso
         actions = bundle.act(inputs, plain, deterministic=True).actions
     bundle.network.zero_grad()
     evaluation = bundle.evaluate_actions(sequence(inputs), {n: a[:, None] for n, a in actions.items()}, hidden)
-    (sum(x.sum() for x in evaluation.log_probs.values()) + evaluation.values.sum()).backward()  # type: ignore[union-attr]
+    (sum(x.sum() for x in evaluation.log_probs.values()) + evaluation.values.sum()).backward()
     return [p.grad.clone() for p in bundle.network.parameters() if p.grad is not None]
 
 
@@ -72,7 +72,7 @@ def test_get_value_is_the_expectation_of_q_under_the_policy(bundle: LSTMPolicyBu
     torch.testing.assert_close(value, output.state_value, atol=1e-5, rtol=0)
     expected = torch.zeros(200)
     for op in range(6):
-        allowed = inputs.masks["op"][:, op]  # type: ignore[index]
+        allowed = inputs.masks["op"][:, op]
         actions = {name: torch.zeros_like(action)[:, None] for name, action in output.actions.items()}
         actions["op"] = torch.where(allowed, op, output.sampled_op)[:, None]
         free = dict.fromkeys(HEAD_NAMES) | {"op": sequence(inputs).masks["op"]}
@@ -244,7 +244,7 @@ def rewrite(path: Path, tensors: dict[str, Tensor], description: object) -> None
 
 
 def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a saved policy at .* found none"):
+    with pytest.raises(ValueError, match=r"expected a saved policy at .* found none"):
         LSTMPolicyBundle.load(tmp_path)
     path = bundle.save(tmp_path)
     tensors, description = load_file(path), {"format": 1, "network": bundle.network.config()}

@@ -66,7 +66,6 @@ def layout(sizes: tuple[int, ...], device: torch.device) -> Layout:
 
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)
 def only_first(choices: int, device: torch.device) -> Tensor:
     """The mask of an unused head, bool ``[n]``: the first choice alone."""
     return torch.arange(choices, device=device) == 0

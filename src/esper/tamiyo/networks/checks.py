@@ -81,6 +81,14 @@ def check_hidden(hidden: Hidden, shape: tuple[int, int, int], dtype: torch.dtype
         raise ValueError(f"expected hidden as a pair of {dtype} {list(shape)}, got {got}; start from initial_hidden()")
 
 
+def check_gaps(gaps: Tensor | None, batch: torch.Size) -> None:
+    """``gaps`` is ``None`` or bool ``[*batch]``."""
+    if gaps is not None and (gaps.dtype != torch.bool or gaps.shape != batch):
+        raise ValueError(
+            f"expected gaps of type torch.bool and shape {list(batch)}, got {gaps.dtype} {list(gaps.shape)}"
+        )
+
+
 def check_actions(actions: Mapping[str, Tensor], batch: torch.Size, sizes: Mapping[str, int]) -> None:
     """``actions`` has every head, each int64 ``[*batch]`` within its head."""
     if actions.keys() != sizes.keys():

@@ -286,6 +286,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         batch = states.shape[:2]
         num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
         checks.check_actions(actions, batch, self.sizes(num_slots))
+        checks.check_gaps(gaps, batch)
         core, slots, hidden = self._core(states, blueprint_indices, hidden, gaps)
         rows = {name: action.reshape(-1) for name, action in actions.items()}
         flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
@@ -444,7 +445,8 @@ def _remember_between(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_
 def _forget_autocast_weights(device_type: str) -> None:
     """Drop the low-precision copies of weights that autocast made without a graph.
 
-    Autocast keeps them; a later forward in the same context would use them again and no weight would get a gradient.
+    Autocast keeps them, and up to PyTorch 2.9 a later forward in the same context would use them again, so that no
+    weight would get a gradient (pytorch/pytorch#65766).
     """
     if torch.is_autocast_enabled(device_type):
         torch.clear_autocast_cache()

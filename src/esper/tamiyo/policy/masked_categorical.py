@@ -95,8 +95,7 @@ class MaskedCategorical:
         probs = log_probs.exp()
         # p + f (1 - m p) rather than f + (1 - m f) p: exactly 1 for a single allowed choice.
         floored = probs + floor * (1 - self.mask.sum(-1, keepdim=True) * probs)
-        # The inner 1 keeps log(0), whose gradient is infinite, out of the graph.
-        return torch.where(self.mask, torch.where(self.mask, floored, 1.0).log(), -torch.inf)
+        return torch.where(self.mask, floored.log(), -torch.inf)
 
     @cached_property
     def probs(self) -> Tensor:

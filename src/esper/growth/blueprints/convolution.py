@@ -54,8 +54,8 @@ class _Convolutional(Blueprint):
 class Depthwise(_Convolutional):
     """Each channel convolved with two wide kernels of its own (7, or 5×5), then mixed (Chollet, 2017).
 
-    Wide kernels and twice the channels cost little here: on MNIST-1D with three pointwise layers of 16 channels it
-    reaches what full convolutions reach (96 %) with half their parameters.
+    Wide kernels and twice the channels cost little here: in the three slots of a pointwise host of 16 channels it
+    reached 95.7 % on MNIST-1D after 3000 steps, a convolution with twice the parameters 95.9 % (2 seeds each).
     """
 
     name = "depthwise"
@@ -72,8 +72,8 @@ class Depthwise(_Convolutional):
 class Conv(_Convolutional):
     """Two convolutions of kernel 3.
 
-    Two of them beat one of kernel 5 followed by a mix of its channels, at equal parameters: 84 % to 74 % on MNIST-1D
-    after 384 steps in all three slots of a pointwise host.
+    Chosen over one of kernel 5 followed by a mix of its channels, which has as many parameters: 82.8 % to 79.5 % on
+    MNIST-1D after 384 steps in all three slots of a pointwise host (24 seeds, standard error 1.5 %).
     """
 
     name = "conv"
@@ -88,7 +88,10 @@ class Conv(_Convolutional):
 
 @register
 class ConvLarge(_Convolutional):
-    """Two convolutions of kernel 3 with 2C channels between them."""
+    """Two convolutions of kernel 3 with 2C channels between them.
+
+    Kernel 5 cost two thirds more parameters and gained nothing: 87.0 % to 87.2 %, measured like ``conv`` (8 seeds).
+    """
 
     name = "conv_large"
 

@@ -49,8 +49,7 @@ def bandit_policy() -> tuple[LSTMPolicyBundle, torch.Tensor, torch.Tensor, torch
     """A policy with a perfect critic, and its π(root) [3], π(leaf | root) [3, 2] and Q(root) [3]."""
     network = FactoredRecurrentActorCritic(1, 0, heads=BANDIT, hidden_dim=8, head_dim=8, recurrent=False)
     with torch.no_grad():
-        network.tree.output.weight[3:].normal_()
-        network.tree.output.bias[:3].copy_(torch.tensor([0.5, 0.0, -0.5]))
+        network.tree.output.bias.copy_(torch.tensor([0.5, 0.0, -0.5, 0.0, 2.0]))
         roots, leaves = torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij")
         pairs = {"root": roots.reshape(6, 1), "leaf": leaves.reshape(6, 1)}
         log_probs, *_ = network.evaluate_actions(torch.ones(6, 1, 1), None, pairs, dict.fromkeys(BANDIT.names))

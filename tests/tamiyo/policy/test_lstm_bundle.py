@@ -254,7 +254,15 @@ def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_p
     save_file(tensors, path, metadata={"esper_policy": "{"})
     with pytest.raises(ValueError, match="is not JSON"):
         LSTMPolicyBundle.load(tmp_path)
-    for wrong in ({}, [], {"network": {"heads": []}}, {"network": {**bundle.network.config(), "novel": 1}}):
+    config = bundle.network.config()
+    novel, empty = {**config, "novel": 1}, {**config, "heads": []}
+    for wrong in (
+        {},
+        [],
+        description | {"format": 2},
+        {"format": 1},
+        *({"format": 1, "network": n} for n in (novel, empty)),
+    ):
         rewrite(path, tensors, wrong)
         with pytest.raises(ValueError, match="does not describe a policy of this version"):
             LSTMPolicyBundle.load(tmp_path)

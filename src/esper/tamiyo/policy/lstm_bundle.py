@@ -26,6 +26,7 @@ POLICY_FILE = "policy.safetensors"
 """The one file of a saved policy: weights and statistics, with a JSON description in its header."""
 
 _HEADER = "esper_policy"
+_FORMAT = 1
 _NETWORK, _NORMALIZER = "network.", "normalizer."
 
 
@@ -210,7 +211,7 @@ class LSTMPolicyBundle:
         if self.observation_normalizer is not None:
             statistics = self.observation_normalizer.state_dict()
             tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
-        description = {"format": 1, "network": self.network.config()}
+        description = {"format": _FORMAT, "network": self.network.config()}
         path = directory / POLICY_FILE
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -283,9 +284,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if header is None:
         raise ValueError(f"'{path}' is not a saved policy: its header has no '{_HEADER}'")
     try:
-        return json.loads(header), tensors
+        description = json.loads(header)
     except json.JSONDecodeError as error:
         raise ValueError(f"the description in '{path}' is not JSON: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise ValueError(f"'{path}' does not describe a policy of this version: expected format {_FORMAT}")
+    return description, tensors
 
 
 def _described(heads: HeadTable) -> str:

@@ -74,24 +74,33 @@ class TrainCommand:
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(probability_floor=0.002))
     """Sizes of the policy's network."""
 
-    def __post_init__(self) -> None:
-        for name in ("num_envs", "updates", "num_workers", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
-
     def run(self, console: Console) -> None:
         """Train, compare, write everything into the run directory and say where."""
         run_dir = self._directory()
         command = load_command(run_dir, self) if self.resume else self
+        command.check()
         if not self.resume:
             write_json_atomic(run_dir / "command.json", command.to_json())
         policy = command.train(run_dir, console)
+        policy.save(run_dir / "policy")
         comparison = command.compare(policy, console)
         written = write_comparison(comparison, run_dir)
         console.print(comparison.table(TAMIYO))
         console.print("Written:")
-        for path in (run_dir / "config.json", run_dir / "metrics.jsonl", run_dir / "checkpoint", *written):
+        for name in ("config.json", "metrics.jsonl", "checkpoint", "policy"):
+            console.print(f"  {run_dir / name}", soft_wrap=True)
+        for path in written:
             console.print(f"  {path}", soft_wrap=True)
+
+    def check(self) -> None:
+        """Raise ValueError for options that make no sense, before anything is written."""
+        for name in ("num_envs", "updates", "num_workers", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        RewardConfig(rent=self.rent)
+        horizons = {name: get_task(name).horizon for name in self.task}
+        if len(set(horizons.values())) != 1:
+            raise ValueError(f"tasks that are trained together must have the same horizon, got {horizons}")
 
     def to_json(self) -> dict[str, Any]:
         """The options that a resumed run goes on with, as plain JSON data."""
@@ -111,7 +120,6 @@ class TrainCommand:
             raise FileExistsError(
                 f"{run_dir} exists and is not empty; go on with it by --resume {run_dir}, or choose another --out"
             )
-        run_dir.mkdir(parents=True, exist_ok=True)
         return run_dir
 
     def make_env(self, task: str, num_envs: int, autoreset_mode: AutoresetMode) -> GrowthVectorEnv:
@@ -127,14 +135,11 @@ class TrainCommand:
 
     def train(self, run_dir: Path, console: Console) -> LSTMPolicyBundle:
         """Train Tamiyo; the trained policy."""
-        horizons = {name: get_task(name).horizon for name in self.task}
-        if len(set(horizons.values())) != 1:
-            raise ValueError(f"tasks that are trained together must have the same horizon, got {horizons}")
         envs = [self.make_env(name, self.num_envs, AutoresetMode.SAME_STEP) for name in self.task]
         config = TrainConfig(
             seed=self.seed,
             updates=self.updates,
-            num_steps=next(iter(horizons.values())),
+            num_steps=get_task(self.task[0]).horizon,
             ppo=self.ppo,
             network=self.network,
             normalize_observations=False,
@@ -147,7 +152,7 @@ class TrainCommand:
                 config=config,
                 run_dir=run_dir,
                 callback=Progress(console=console, quiet=self.quiet),
-                resume=self.resume is not None or (run_dir / "checkpoint").exists(),
+                resume=(run_dir / "checkpoint").exists(),
             ).policy
         finally:
             for env in envs:

@@ -1,0 +1,156 @@
+"""``esper train``: what it writes, that it repeats itself bit for bit, and that an interrupted run goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from episodes import quick_task
+from esper import simic
+from esper.cli import main
+from esper.env.growth_env import GrowthVectorEnv
+from esper.simic import NetworkConfig, PPOConfig, TrainConfig
+from esper.tamiyo.policy.learned import LearnedPolicy
+from esper.tamiyo.policy.registry import make_policy
+from esper.tasks import TASKS, Digits
+
+FILES = ("command.json", "config.json", "metrics.jsonl", "checkpoint", "comparison.json", "growth-quick_digits.png")
+
+
+class QuickDigits(Digits):
+    """Digits with four decisions of two batches: whole runs of the command in seconds."""
+
+    name = "quick_digits"
+    horizon, steps_per_decision, batch_size = 4, 2, 32
+
+
+@pytest.fixture(autouse=True)
+def _quick_task(monkeypatch):
+    monkeypatch.setitem(TASKS, "quick_digits", QuickDigits)
+
+
+def run(*arguments):
+    quick = ["--task", "quick_digits", "--num-envs", "2", "--eval-episodes", "2", "--num-workers", "1"]
+    return main(["train", *(quick if "--resume" not in arguments else []), *map(str, arguments)])
+
+
+def rows(run_dir):
+    """The metrics of a run without what a clock says."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k and "time" not in k} for line in lines]
+
+
+def test_a_run_leaves_everything_and_says_where(tmp_path, capsys):
+    assert run("--updates", 2, "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    for name in FILES:
+        assert (tmp_path / "run" / name).exists()
+        assert name == "command.json" or name in printed.replace("\n", "")
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+    assert (tmp_path / "run" / FILES[-1]).read_bytes().startswith(b"\x89PNG")
+    comparison = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    arms = {"host alone", "random legal", "fixed schedule", "heuristic", "Tamiyo"}
+    assert {row["arm"] for row in comparison["rows"]} == arms
+    assert len(comparison["episodes"]) == 2 * len(arms)
+    assert len(rows(tmp_path / "run")) == 2
+    assert isinstance(make_policy(tmp_path / "run" / "policy"), LearnedPolicy)
+
+
+def test_the_same_seed_gives_the_same_metrics_bit_for_bit(tmp_path):
+    assert run("--updates", 2, "--out", tmp_path / "a") == 0
+    assert run("--updates", 2, "--out", tmp_path / "b") == 0
+    assert run("--updates", 2, "--seed", 1, "--out", tmp_path / "c") == 0
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+    comparisons = [(tmp_path / name / "comparison.json").read_text() for name in "ab"]
+    assert comparisons[0] == comparisons[1]
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path):
+    """Stopped in the middle of the second rollout, resumed, and the metrics are those of a run that never stopped."""
+
+    class StopsOnce(simic.Callback):
+        steps = 0
+
+        def on_step(self):
+            self.steps += 1
+            if self.steps == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def train(run_dir, callback=None, resume=False):
+        env = GrowthVectorEnv(2, quick_task("digits", horizon=4), autoreset_mode=AutoresetMode.SAME_STEP)
+        config = TrainConfig(
+            updates=3,
+            num_steps=4,
+            ppo=PPOConfig(gamma=1.0),
+            network=NetworkConfig(),
+            normalize_observations=False,
+            normalize_rewards=False,
+        )
+        simic.train([env], config=config, run_dir=run_dir, callback=callback, resume=resume)
+
+    train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", callback=StopsOnce())
+    assert len(rows(tmp_path / "stopped")) == 1
+    train(tmp_path / "stopped", resume=True)
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    """The real command in a real process, killed with SIGKILL while it trains."""
+    command = [sys.executable, "-m", "esper", "train", "--task", "digits", "--num-envs", "2", "--updates", "3"]
+    command += ["--eval-episodes", "2", "--quiet", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "comparison.json").exists()
+    resume = [sys.executable, "-m", "esper", "train", "--resume", str(tmp_path / "killed"), "--quiet"]
+    subprocess.run(resume, check=True, capture_output=True)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    files = [(tmp_path / name / "comparison.json").read_text() for name in ("whole", "killed")]
+    assert files[0] == files[1]
+
+
+def test_a_finished_run_can_be_compared_again(tmp_path):
+    assert run("--updates", 1, "--out", tmp_path / "run") == 0
+    before = (tmp_path / "run" / "comparison.json").read_text()
+    (tmp_path / "run" / "comparison.json").unlink()
+    assert run("--resume", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "comparison.json").read_text() == before
+    assert len(rows(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "digit", "--out", "new"], "unknown task 'digit'; did you mean 'digits'"),
+        (["--updates", "0"], "--updates must be 1 or more, got 0"),
+        (["--rent", "-1", "--out", "new"], "rent"),
+        (["--resume", "nowhere"], "expected the directory of an `esper train` run"),
+        (["--out", "full"], "exists and is not empty"),
+        (["--task", "quick_digits", "digits", "--out", "new"], "must have the same horizon"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    Path("full", "thesis.tex").write_text("mine")
+    assert main(["train", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert not Path("new").exists()

@@ -19,7 +19,7 @@ class TasksCommand:
         """Print one row a task."""
         table = Table(title="Tasks (embedded, no download)")
         for column in ("task", "what it is", "train / validation / test", "host", "slots", "horizon", "reference"):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column == "task")
         for name, task_class in TASKS.items():
             task = task_class()
             splits = task.splits()
@@ -45,7 +45,9 @@ class BlueprintsCommand:
         """Print one row a blueprint."""
         table = Table(title="Blueprints (parameters in a slot of 16 channels, style add)")
         for column in ("blueprint", "what it is", *(f"{kind} slot" for kind in _EXAMPLES)):
-            table.add_column(column, justify="right" if column.endswith("slot") else "left")
+            table.add_column(
+                column, justify="right" if column.endswith("slot") else "left", no_wrap=column == "blueprint"
+            )
         for name, blueprint in BLUEPRINTS.items():
             costs = [
                 f"{count_parameters(name, spec, 'add'):,}" if blueprint.fits(spec) else "—"

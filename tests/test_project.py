@@ -39,6 +39,7 @@ RANKS = {
     "integrations": 3,
     "commands": 4,
     "cli": 5,
+    "__main__": 6,
 }
 TABLES = {"heads", "lifecycle", "actions", "observation"}
 NEVER = {("simic", "growth"), ("simic", "env"), ("growth", "tamiyo"), ("growth", "simic"), ("env", "simic")}

@@ -92,7 +92,7 @@ class Decision:
         unknown = sorted(set(action) - set(HEAD_NAMES))
         if unknown:
             raise ValueError(f"unknown action head(s) {unknown}; expected a subset of {list(HEAD_NAMES)}")
-        return cls(**{name: int(value) for name, value in action.items()})
+        return cls(**{name: int(value) for name, value in action.items()})  # type: ignore[arg-type]
 
     def to_mapping(self) -> dict[str, int]:
         """This decision as a mapping from head name to index."""

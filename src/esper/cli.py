@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"esper {esper.__version__}")
         return 0
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=arguments,
         prog="esper",
         description="Grow PyTorch networks while they train, steered by a policy that has learned how.",

@@ -99,7 +99,7 @@ class HeadTable(Sequence[Head]):
         """Number of choices of every head when there are ``num_slots`` slots."""
         return {h.name: num_slots if h.points_at_slots else h.num_choices for h in self._heads}
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._heads[index]
 
     def __len__(self) -> int:

@@ -335,7 +335,11 @@ SLOT_FIELDS: tuple[Field, ...] = (
         lambda s, r: math.log2(1 + s.seed_params / r.host_params) / 4,
     ),
     Field(
-        "contribution", -1, 1, "5 × (score with the seed − score without it)", lambda s, r: _scaled(s.contribution, CONTRIBUTION_SCALE)
+        "contribution",
+        -1,
+        1,
+        "5 × (score with the seed − score without it)",
+        lambda s, r: _scaled(s.contribution, CONTRIBUTION_SCALE),
     ),
     Field(
         "contribution_change", -1, 1, "10 × change of the contribution since the last decision", _contribution_change

@@ -52,7 +52,7 @@ class RunView:
 
     decision: int = 0
     """Decisions taken so far in this run."""
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[Any, Any] = field(default_factory=dict)
     """The rule's own notes; empty when the run begins."""
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     observation: ObservationView = field(init=False)

@@ -2,7 +2,11 @@
 
 import gymnasium
 
+from esper.grower import Growth
+from esper.tamiyo.policy.registry import load_policy, make_policy
+
 __version__ = "0.1.0"
+__all__ = ["Growth", "__version__", "load_policy", "make_policy"]
 
 gymnasium.register(
     "esper/Growth-v0",

@@ -105,7 +105,7 @@ def _swap_channels(tensor: Tensor, *, inward: bool) -> Tensor:
     return tensor.movedim(-1, 1) if inward else tensor.movedim(1, -1)
 
 
-def _items(output: Any) -> list[tuple[int | str, Any]]:
+def items_of(output: Any) -> list[tuple[int | str, Any]]:
     """The top-level members of a tuple, list, mapping or dataclass, by key."""
     if isinstance(output, tuple | list):
         return list(enumerate(output))
@@ -143,7 +143,7 @@ def find_tensor(output: Any, slot: str) -> int | str | None:
     """
     if _is_slot_tensor(output):
         return None
-    found = [(key, value) for key, value in _items(output) if _is_slot_tensor(value)]
+    found = [(key, value) for key, value in items_of(output) if _is_slot_tensor(value)]
     if not found:
         got = f"a tensor {tuple(output.shape)} of {output.dtype}" if isinstance(output, Tensor) else _outline(output)
         raise ValueError(
@@ -161,7 +161,7 @@ def find_tensor(output: Any, slot: str) -> int | str | None:
 
 
 def _outline(output: object) -> str:
-    return f"{type(output).__name__} with {[(k, type(v).__name__) for k, v in _items(output)]}"
+    return f"{type(output).__name__} with {[(k, type(v).__name__) for k, v in items_of(output)]}"
 
 
 # ------------------------------------------------------------------------------------------- example forward
@@ -269,7 +269,7 @@ def _run_example(
     handles = [layer.register_forward_hook(note_layout) for layer in layers]
     handles += [model.get_submodule(name).register_forward_hook(note_output(name)) for name in names]
     try:
-        result = _call(model, example_input)
+        result = call_example(model, example_input)
     finally:
         for handle in handles:
             handle.remove()
@@ -290,7 +290,7 @@ def _has_foreign_layout(tensor: Tensor, layout: _Layout | None) -> bool:
     return layout.first != native_first and tensor.shape[1 if layout.first else -1] == layout.channels
 
 
-def _call(model: nn.Module, example_input: Any) -> Any:
+def call_example(model: nn.Module, example_input: Any) -> Any:
     """The model's output on the example: evaluation mode, no gradients, no random state moved."""
     cuda = {p.device for p in model.parameters() if p.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices=list(cuda)), _evaluation_mode(model):
@@ -336,7 +336,7 @@ def _is_causal(model: nn.Module, example_input: Any, result: Any, length: int) -
     disturbed = _disturb_last_position(example_input, length)
     if before is None or disturbed is None or length < 2:
         return False
-    after = _positions_of(_call(model, disturbed), length)
+    after = _positions_of(call_example(model, disturbed), length)
     if after is None or after.shape != before.shape:
         return False
     change = (after - before).abs().float()
@@ -346,7 +346,7 @@ def _is_causal(model: nn.Module, example_input: Any, result: Any, length: int) -
 
 def _positions_of(result: Any, length: int) -> Tensor | None:
     """The first floating tensor of a model's output as ``[N, L, ...]``, if it has ``length`` positions."""
-    members = [result] if isinstance(result, Tensor) else [value for _, value in _items(result)]
+    members = [result] if isinstance(result, Tensor) else [value for _, value in items_of(result)]
     for tensor in members:
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim() >= 2:
             if tensor.shape[1] == length:
@@ -359,7 +359,7 @@ def _disturb_last_position(example_input: Any, length: int) -> Any:
     """The example with another value at the last position of its first tensor; ``None`` without such a tensor."""
     if isinstance(example_input, Tensor):
         return _disturb(example_input, length) if example_input.dim() >= 2 else None
-    for key, value in _items(example_input):
+    for key, value in items_of(example_input):
         if isinstance(value, Tensor) and value.dim() >= 2:
             return _replace(example_input, key, _disturb(value, length))
     return None

@@ -8,7 +8,7 @@ from esper.growth.network import GrowingNetwork
 from esper.observation import RunReading
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """Losses and scores of one run, one entry a decision, and the conditions under which it runs.
 

@@ -166,7 +166,12 @@ class GrowingNetwork:
     @property
     def added_flops(self) -> int:
         """FLOPs that all seeds add to a forward pass over one sample of the example's size, in whatever stage."""
-        return int(sum(self._flops[i, slot.life.blueprint] for i, slot in enumerate(self.slots) if slot.seed))
+        return sum(map(self.slot_flops, range(self.num_slots)))
+
+    def slot_flops(self, slot: int) -> int:
+        """FLOPs that the seed in one slot adds; 0 for an empty slot."""
+        blueprint = self.slots[slot].life.blueprint
+        return int(self._flops[slot, blueprint]) if blueprint >= 0 else 0
 
     def seed_parameters(self) -> list[nn.Parameter]:
         """The parameters of all seeds; ``model.parameters()`` does not hold them."""

@@ -39,12 +39,30 @@ class FunctionPolicy(RulePolicy):
         return decision
 
 
+SHIPPED = Path(__file__).with_name("shipped")
+"""Directory of the trained Tamiyo that comes with Esper."""
+
+
+def load_policy(directory: str | Path, *, deterministic: bool = True) -> LearnedPolicy:
+    """A trained Tamiyo.
+
+    Args:
+        directory: Where ``esper train`` has saved it (the run's ``checkpoint``).
+        deterministic: Take the most probable choice of every head instead of drawing one.
+
+    Raises:
+        ValueError: For a missing, truncated or foreign file.
+    """
+    return LearnedPolicy(LSTMPolicyBundle.load(Path(directory)), deterministic=deterministic)
+
+
 def make_policy(policy: str | Path | Policy | Rule) -> Policy:
     """The policy that a user asked for.
 
     Args:
-        policy: A name in :data:`POLICIES`, the directory of a trained Tamiyo, a policy object, or a function from
-            :class:`~esper.tamiyo.policy.base.RunView` to :class:`~esper.actions.Decision`.
+        policy: A name in :data:`POLICIES`, ``"tamiyo"`` (the one that comes with Esper), the directory of a trained
+            one, a policy object, or a function from :class:`~esper.tamiyo.policy.base.RunView` to
+            :class:`~esper.actions.Decision`.
 
     Raises:
         ValueError: For a name that is neither known nor a directory; the message gives the nearest names.
@@ -53,7 +71,9 @@ def make_policy(policy: str | Path | Policy | Rule) -> Policy:
         if str(policy) in POLICIES:
             return POLICIES[str(policy)]()
         if Path(policy).is_dir():
-            return LearnedPolicy(LSTMPolicyBundle.load(Path(policy)))
+            return load_policy(policy)
+        if str(policy) == "tamiyo":
+            return _shipped_policy()
         near = difflib.get_close_matches(str(policy), POLICIES, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "there is no such directory either."
         raise ValueError(
@@ -68,3 +88,12 @@ def make_policy(policy: str | Path | Policy | Rule) -> Policy:
         "expected a policy name, a directory, an object with reset() and act(), or a function, "
         f"got {type(policy).__name__}"
     )
+
+
+def _shipped_policy() -> LearnedPolicy:
+    if not SHIPPED.is_dir():
+        raise ValueError(
+            "no trained Tamiyo comes with this version; train one by `esper train` and give the directory of its "
+            "checkpoint in place of 'tamiyo'"
+        )
+    return load_policy(SHIPPED)

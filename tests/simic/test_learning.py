@@ -203,8 +203,8 @@ def locksmiths(*, masked: bool = True) -> VectorEnv:
 
 def locksmith_return(*, masked: bool = True, independent: bool = False, **network: Any) -> float:
     config = TrainConfig(
-        total_steps=200_000,
-        ppo=PPOConfig(learning_rate=1e-3, minibatches=8),
+        total_steps=120_000,
+        ppo=PPOConfig(learning_rate=2e-3, minibatches=8, gamma=0.5),
         network=NetworkConfig(**network),
     )
     envs = locksmiths(masked=masked)

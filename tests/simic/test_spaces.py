@@ -74,7 +74,9 @@ def test_features_are_the_flattened_observation(space: spaces.Space, size: int) 
 @given(
     st.one_of(
         st.builds(spaces.Discrete, st.integers(1, 5), start=st.integers(-3, 3)),
-        st.builds(spaces.MultiDiscrete, st.lists(st.integers(1, 4), min_size=1, max_size=3)),
+        st.lists(st.tuples(st.integers(1, 4), st.integers(-2, 2)), min_size=1, max_size=3).map(
+            lambda entries: spaces.MultiDiscrete([n for n, _ in entries], start=[start for _, start in entries])
+        ),
         st.dictionaries(st.sampled_from("abc"), st.builds(spaces.Discrete, st.integers(1, 4)), min_size=1).map(
             spaces.Dict
         ),

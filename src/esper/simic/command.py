@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import gymnasium.error
 import tyro
-from gymnasium.error import Error as GymnasiumError
 from rich.console import Console
 
 from esper.simic.environments import register_environments
@@ -16,6 +15,7 @@ from esper.simic.evaluation import evaluate, load_policy
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.progress import Progress
 from esper.simic.training.vectorized import train
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 
 @dataclass(frozen=True)
@@ -39,40 +39,44 @@ class PPOCommand:
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """The training run."""
 
+    def run(self, console: Console) -> None:
+        """Train, then play; progress and result go to ``console``.
 
-def main(command: PPOCommand) -> int:
-    """Run the command; its exit status: 0, 2 for bad input, 130 after Ctrl-C."""
-    register_environments()
-    console = Console()
-    try:
-        return _run(command, console)
-    except (ValueError, GymnasiumError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if command.run_dir is not None:
-            print(f"stopped; go on with --run-dir {command.run_dir} --resume", file=sys.stderr)
-        return 130
+        Raises:
+            ValueError: For an environment or options that are not supported.
+            KeyboardInterrupt: After Ctrl-C; how to go on has been said.
+        """
+        register_environments()
+        try:
+            policy = self._read_policy() if self.evaluate_only else self._train(console)
+            if self.episodes:
+                self._play(policy, console)
+        except gymnasium.error.Error as error:
+            raise ValueError(f"environment '{self.env}': {error}") from error
 
-
-def _run(command: PPOCommand, console: Console) -> int:
-    if command.evaluate_only:
-        if command.run_dir is None:
+    def _read_policy(self) -> LSTMPolicyBundle:
+        if self.run_dir is None:
             raise ValueError("--evaluate-only needs the --run-dir of a trained policy")
-        policy = load_policy(command.run_dir)
-    else:
-        progress = Progress(quiet=command.quiet, console=console)
-        policy = train(
-            command.env, config=command.train, run_dir=command.run_dir, callback=progress, resume=command.resume
-        ).policy
-    if command.episodes:
+        return load_policy(self.run_dir)
+
+    def _train(self, console: Console) -> LSTMPolicyBundle:
+        progress = Progress(quiet=self.quiet, console=console)
+        try:
+            return train(
+                self.env, config=self.train, run_dir=self.run_dir, callback=progress, resume=self.resume
+            ).policy
+        except KeyboardInterrupt:
+            if self.run_dir is not None:
+                console.print(f"stopped; go on with --run-dir {self.run_dir} --resume", soft_wrap=True)
+            raise
+
+    def _play(self, policy: LSTMPolicyBundle, console: Console) -> None:
         result = evaluate(
             policy,
-            command.env,
-            episodes=command.episodes,
-            seed=command.train.seed + 1,
-            deterministic=not command.sample,
-            num_envs=command.train.num_envs,
+            self.env,
+            episodes=self.episodes,
+            seed=self.train.seed + 1,
+            deterministic=not self.sample,
+            num_envs=self.train.num_envs,
         )
-        console.print(f"return {result.mean_return:.4g} ± {result.standard_error:.2g} over {command.episodes} episodes")
-    return 0
+        console.print(f"return {result.mean_return:.4g} ± {result.standard_error:.2g} over {self.episodes} episodes")

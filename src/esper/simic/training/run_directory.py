@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from esper.run_directory import write_json_atomic
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint, load_state, save_checkpoint
 from esper.simic.training.config import TrainConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -44,14 +45,13 @@ class RunDirectory:
         """
         if holds_checkpoint(self.checkpoint):
             raise ValueError(f"'{self.path}' already holds a run; resume it, or choose another directory")
-        self.path.mkdir(parents=True, exist_ok=True)
         description = {
             "train": dataclasses.asdict(config),
             "network": policy.network.config(),
             "environment": environment,
             "normalizes_observations": policy.observation_normalizer is not None,
         }
-        self.config_file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_json_atomic(self.config_file, description)
         self._writer = SummaryWriter(str(self.path))
 
     def resume(self, config: TrainConfig) -> tuple[Path, dict[str, Any]]:

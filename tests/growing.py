@@ -26,7 +26,7 @@ class Loop:
         self.growth = esper.Growth(self.model, self.optimizer, example_input=self.x[:2], **kwargs)
 
     def loss(self, net: nn.Module | None = None) -> torch.Tensor:
-        output = (net or self.model)(self.x)
+        output = (self.model if net is None else net)(self.x)
         return nn.functional.cross_entropy(output.flatten(0, -2), self.y.flatten())
 
     @torch.no_grad()
@@ -51,8 +51,8 @@ class Loop:
 
     def script(self, *decisions: Decision) -> Loop:
         """From now on take these decisions, one a step, then wait."""
-        plan = iter(decisions)
-        self.growth.policy = esper.make_policy(lambda run: next(plan, Decision()))
+        plan = [*decisions, *[Decision()] * 99]
+        self.growth.policy = esper.make_policy(lambda run: plan[run.decision])
         self.growth.policy.reset(1, 0)
         return self
 

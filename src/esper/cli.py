@@ -14,11 +14,13 @@ import tyro
 from rich.console import Console
 
 import esper
+from esper.commands.grow import GrowCommand
 from esper.commands.listings import BlueprintsCommand, TasksCommand
 from esper.commands.train import TrainCommand
 
 Command = (
     Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[GrowCommand, tyro.conf.subcommand("grow")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
     | Annotated[BlueprintsCommand, tyro.conf.subcommand("blueprints")]
 )

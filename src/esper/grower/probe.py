@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -76,12 +77,28 @@ class Probe:
         self._start_if_due()
 
 
-def uncompiled() -> ExitStack:
+_open: list[ExitStack] = []
+"""The eager stance, once for each block of :func:`uncompiled` that is open; blocks may end in any order."""
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
     """Inside, compiled modules run as they were written; does nothing where nothing has been compiled."""
-    stack = ExitStack()
-    if "torch._dynamo" in sys.modules:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-    return stack
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    if not _open:
+        stance = ExitStack()
+        stance.enter_context(torch.compiler.set_stance("force_eager"))
+        _open.append(stance)
+    else:
+        _open.append(_open[0])
+    try:
+        yield
+    finally:
+        stance = _open.pop()
+        if not _open:
+            stance.close()
 
 
 def compile_afresh() -> None:

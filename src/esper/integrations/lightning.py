@@ -1,0 +1,62 @@
+"""Growth as a Lightning callback. Needs ``esper-lite[lightning]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+
+from esper.grower import Growth
+
+
+class GrowthCallback(lightning.Callback):
+    """Lets a network inside a ``LightningModule`` grow, one decision an epoch.
+
+    The growth is saved in Lightning's checkpoints, and ``trainer.fit(..., ckpt_path=...)`` goes on with it.
+
+    Args:
+        evaluate: Called with the ``LightningModule``; returns (loss, score) on validation data, the score in [0, 1].
+        host: Name of the attribute of the ``LightningModule`` that holds the network to grow.
+        options: Passed on to :class:`~esper.grower.Growth`; ``horizon`` is the trainer's number of epochs by default.
+
+    Attributes:
+        growth: The :class:`~esper.grower.Growth`, from the start of ``fit`` on.
+    """
+
+    growth: Growth
+
+    def __init__(self, evaluate: Callable[[Any], tuple[float, float]], *, host: str = "model", **options: Any) -> None:
+        self.evaluate = evaluate
+        self.host = host
+        self.options = options
+        self._loaded: dict[str, Any] | None = None
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Build the growth, before Lightning restores the optimizer of a checkpoint."""
+        if trainer.world_size > 1:
+            raise ValueError(
+                "GrowthCallback trains on one device, but the trainer has "
+                f"{trainer.world_size}; on several, write the loop yourself with growth.parallel()"
+            )
+        if len(trainer.optimizers) != 1:
+            raise ValueError(f"GrowthCallback needs one optimizer, got {len(trainer.optimizers)}")
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        host = pl_module.get_submodule(self.host)
+        self.growth = Growth(host, trainer.optimizers[0], **{"horizon": epochs} | self.options)
+        if self._loaded is not None:
+            self.growth.load_state_dict(self._loaded)
+            self._loaded = None
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """One step of growth."""
+        step = self.growth.step(lambda: self.evaluate(pl_module))
+        pl_module.log_dict({"growth/score": step.score, "growth/added_params": float(step.added_params)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Saved in every checkpoint."""
+        return self.growth.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until ``fit`` has built the optimizer."""
+        self._loaded = state_dict

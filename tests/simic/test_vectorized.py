@@ -16,10 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 
+from esper.actions import HEADS
 from esper.heads import Head, HeadTable
 from esper.simic import Callback, NetworkConfig, Plan, PPOConfig, TrainConfig, evaluate, load_policy, train
 from esper.simic.spaces import EnvironmentAdapter, make_envs
@@ -266,6 +270,44 @@ def test_several_vector_environments_are_learned_from_together(tree_world) -> No
     assert result.env_steps == pytest.approx(5 * 16 * 8, rel=0.15)
     assert result.metrics[0]["first_ratio_error/verb"] < 1e-5
     assert result.metrics[0]["episode/score"] > 0
+
+
+class SlotWorld(VectorEnv):
+    """Noise that looks like growth with S slots; every fourth step ends an episode."""
+
+    def __init__(self, num_slots: int, num_envs: int = 4) -> None:
+        self.num_envs = num_envs
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "heads": HEADS.to_json()}
+        self.single_observation_space = spaces.Dict(
+            {
+                "features": spaces.Box(-1, 1, (24 + 34 * num_slots,)),
+                "blueprints": spaces.Box(-1, 12, (num_slots,), dtype=np.int64),
+            }
+        )
+        self.single_action_space = spaces.Dict({h: spaces.Discrete(n) for h, n in HEADS.sizes(num_slots).items()})
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        self.observation_space.seed(seed)
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, actions):
+        assert self.action_space.contains(actions)
+        self.time += 1
+        over = np.full(self.num_envs, self.time % 4 == 0)
+        return self.observation_space.sample(), np.ones(self.num_envs), over, np.zeros_like(over), {}
+
+
+def test_environments_with_different_numbers_of_slots_are_learned_from_together() -> None:
+    envs = [SlotWorld(1), SlotWorld(3), SlotWorld(5, num_envs=2)]
+    result = train(envs, config=config(normalize_observations=False))
+    assert result.env_steps == (4 + 1) * 16 * 10
+    assert all(result.metrics[0][f"first_ratio_error/{head}"] < 1e-4 for head in HEADS.names)
+    assert result.metrics[-1]["head_share/slot"] > 0
+    with pytest.raises(ValueError, match=r"give \[58, 126, 194\] features, which no single statistic"):
+        train(envs, config=config())
 
 
 def test_environments_must_fit_each_other_and_the_policy(tree_world, random_policy) -> None:

@@ -24,7 +24,7 @@ from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.rollout_buffer import RolloutBuffer
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.callbacks import Callback, Plan
-from esper.simic.training.collector import Collector, Interrupted
+from esper.simic.training.collector import Collector
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.interrupts import InterruptGuard
 from esper.simic.training.reward_scaling import RewardScaler
@@ -110,10 +110,13 @@ def _learn(trainer: Trainer, directory: RunDirectory | None) -> list[dict[str, f
             boundary = None if directory is None else trainer.state_dict()
             try:
                 rollouts = trainer.collect(lambda: interrupt.requested)
-            except Interrupted:
+            except Exception as error:
+                # Ctrl-C also reaches the worker processes of an environment, whose next step may fail for it.
+                if not interrupt.requested:
+                    raise
                 if directory is not None and boundary is not None:
                     directory.save(trainer.policy, boundary)
-                raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from None
+                raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from error
             metrics = trainer.update(rollouts)
             history.append(metrics)
             trainer.callback.on_update(metrics)
@@ -179,6 +182,12 @@ class Trainer:
                     f"environment {i} gives {adapter.state_dim} features with {adapter.num_slots} slots, but the "
                     f"policy reads {expected}"
                 )
+        sizes = sorted({adapter.state_dim for adapter in adapters} | {network.state_dim})
+        if len(sizes) > 1 and self.policy.observation_normalizer is not None:
+            raise ValueError(
+                f"environments with different numbers of slots give {sizes} features, which no single statistic can "
+                "normalise; set normalize_observations=False"
+            )
 
     # ------------------------------------------------------------------ beginning
 

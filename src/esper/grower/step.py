@@ -113,27 +113,25 @@ def summary(steps: Sequence[Step], network: GrowingNetwork) -> Group:
     """What grew, when, what it contributed and what it cost, for a rich console."""
     costs = {slot.name: (slot.seed_params, network.slot_flops(i)) for i, slot in enumerate(network.slots)}
     table = Table(title="Growth", title_justify="left")
-    for column in ("slot", "tensor", "seed", "germinated", "outcome", "contribution", "parameters", "FLOPs"):
+    for column in ("slot", "seed", "from", "outcome", "contributed", "params", "FLOPs"):
         table.add_column(column, overflow="fold")
-    where = {slot.name: slot.output for slot in network.slots}
     lives = seed_lives(steps, network)
     for life in lives:
         outcome = life.outcome + (f" at {life.ended}" if life.ended is not None else "")
-        contribution = "not measured" if life.contribution is None else f"{100 * life.contribution:+.1f} points"
+        contribution = "" if life.contribution is None else f"{100 * life.contribution:+.1f} points"
         params, flops = (0, 0) if life.outcome == "pruned" else costs[life.slot]
         table.add_row(
             life.slot,
-            where[life.slot],
             life.blueprint,
-            f"at {life.germinated}",
+            f"step {life.germinated}",
             outcome,
             contribution,
             f"{params:,}",
             f"{flops:,}",
         )
-    empty = [name for name in where if not any(life.slot == name and life.outcome != "pruned" for life in lives)]
+    empty = [name for name in costs if not any(life.slot == name and life.outcome != "pruned" for life in lives)]
     for name in empty:
-        table.add_row(name, where[name], "—", "", "empty", "", "0", "0")
+        table.add_row(name, "—", "", "empty", "", "0", "0")
     return Group(table, Text("\n".join(_notes(steps, network))))
 
 
@@ -145,6 +143,9 @@ def _notes(steps: Sequence[Step], network: GrowingNetwork) -> list[str]:
         f"Parameters: host {host:,}, added {added:,}{budget}",
         f"FLOPs a sample: added {network.added_flops:,}{flops}",
     ]
+    inside = [f"{slot.name}: {slot.output}" for slot in network.slots if slot.output != "output"]
+    if inside:
+        notes.append(f"The tensor that grows in a slot: {', '.join(inside)}")
     if steps:
         notes.append(f"Score: {steps[0].score:.1%} at step 1 → {steps[-1].score:.1%} at step {steps[-1].decision}")
         seconds, total = sum(s.contribution_seconds for s in steps), sum(s.seconds for s in steps)

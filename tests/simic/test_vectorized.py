@@ -35,9 +35,8 @@ CLOCKS = {"steps_per_second", "collect_seconds", "update_seconds"}
 
 
 def config(**changes: Any) -> TrainConfig:
-    return TrainConfig(
-        **{"updates": 4, "num_envs": 4, "num_steps": 16, "network": SMALL, "checkpoint_every": 2, **changes}
-    )
+    short = {"updates": 4, "num_envs": 4, "num_steps": 16, "checkpoint_every": 2}
+    return TrainConfig(**{**short, "network": SMALL, "ppo": PPOConfig(epochs=2, minibatches=2), **changes})
 
 
 def comparable(rows: list[Mapping[str, float]]) -> list[dict[str, str]]:
@@ -151,7 +150,7 @@ SCRIPT = textwrap.dedent(
     sys.path.insert(0, {here!r})
     from conftest import TreeWorld
     from gymnasium.vector import AutoresetMode
-    from esper.simic import Callback, NetworkConfig, TrainConfig, train
+    from esper.simic import Callback, NetworkConfig, PPOConfig, TrainConfig, train
     import time, torch
 
     class Slow(Callback):
@@ -162,7 +161,8 @@ SCRIPT = textwrap.dedent(
 
     torch.set_num_threads(1)
     small = NetworkConfig(hidden_dim=16, head_dim=8)
-    config = TrainConfig(updates={updates}, num_steps=16, network=small, checkpoint_every={every})
+    ppo = PPOConfig(epochs=1, minibatches=2)
+    config = TrainConfig(updates={updates}, num_steps=16, network=small, ppo=ppo, checkpoint_every={every})
     train(TreeWorld(4, AutoresetMode.NEXT_STEP), config=config, run_dir={run_dir!r}, callback=Slow(), resume={resume})
     """
 )

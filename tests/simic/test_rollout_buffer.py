@@ -145,10 +145,11 @@ def test_keeps_copies_and_neither_graphs_nor_inference_tensors() -> None:
     step.inputs = step.inputs._replace(features=features)
     with torch.inference_mode():
         buffer.add(step)
+        buffer.finish(torch.zeros(1), 0.9, 0.9)
     features.fill_(99.0)
     stored = [buffer[name] for name in ("features", "hidden_0", "hidden_1", "log_probs", "rewards")]
     assert [float(x) for x in stored[:3]] == [1.0, 7.0, 3.0]
-    assert not any(x.requires_grad or x.is_inference() for x in stored)
+    assert not any(x.requires_grad or x.is_inference() for x in [*stored, *buffer.advantages])
 
 
 def test_refuses_what_does_not_fit() -> None:

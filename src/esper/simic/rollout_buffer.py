@@ -131,7 +131,8 @@ class RolloutBuffer:
             for name, tensor in self._flat(transition).items():
                 self._store(self._rows, name, tensor)
             for head, mask in transition.inputs.masks.items():
-                self._store_mask(head, mask)
+                if mask is not None:  # a head without a mask allows everything, and that is what storage begins with
+                    self._store(self._masks, head, mask, fill=True)
         self.position += 1
 
     def _flat(self, transition: Transition) -> dict[str, Tensor]:
@@ -165,11 +166,6 @@ class RolloutBuffer:
             raise ValueError(f"'{name}': expected shape {tuple(place.shape)} as before, got {tuple(tensor.shape)}")
         place.copy_(tensor)
 
-    def _store_mask(self, head: str, mask: Tensor | None) -> None:
-        if mask is not None:
-            self._store(self._masks, head, mask, fill=True)
-        # A head without a mask allows everything; its storage, where there is one, was filled with True.
-
     # ------------------------------------------------------------------ after the last step
 
     def finish(self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float = 1.0) -> None:
@@ -183,10 +179,14 @@ class RolloutBuffer:
         """
         if self.position != self.num_steps:
             raise ValueError(f"expected {self.num_steps} steps before finish(), got {self.position}")
-        next_values = torch.cat([self["state_values"][1:], last_values.detach().clone()[None]])
+        with torch.inference_mode(False), torch.no_grad():
+            self.advantages = self._advantages(last_values.clone(), gamma, gae_lambda, reward_scale)
+
+    def _advantages(self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float) -> Advantages:
+        next_values = torch.cat([self["state_values"][1:], last_values[None]])
         if "final_values" in self._rows:
             next_values = torch.where(self["truncated"], self["final_values"], next_values)
-        self.advantages = compute_advantages(
+        return compute_advantages(
             rewards=self["rewards"] * reward_scale,
             state_values=self["state_values"],
             chosen_values=self["chosen_values"],

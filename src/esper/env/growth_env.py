@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
 from esper.env.engine.base import Engine, RowReport
-from esper.env.engine.loop import LoopEngine
+from esper.env.engine.choose import EngineKind, make_engine
 from esper.env.engine.parallel import ParallelEngine
 from esper.env.engine.run import build_episode_host
 from esper.env.episode import NO_VARIANTS, Episode, Variants
@@ -68,6 +68,8 @@ class GrowthVectorEnv(VectorEnv):
         variants: Ranges from which each episode draws its conditions.
         autoreset_mode: ``SAME_STEP`` (default; the last observation is in ``infos["final_obs"]``) or ``NEXT_STEP``.
         num_workers: Processes over which the hosts are spread; 1 stays in this process. Results do not depend on it.
+        engine: ``"stacked"`` trains all hosts in one graph, ``"loop"`` one after the other (the meaning, slower);
+            ``"auto"`` stacks where the task's host allows it.
         on_illegal: What a masked action does: ``"raise"`` (default), or ``"wait"`` for agents that know no masks; then
             it counts as WAIT and ``infos["illegal"]`` is True for its row.
 
@@ -80,7 +82,7 @@ class GrowthVectorEnv(VectorEnv):
         IllegalMoveError: From ``step`` for an action that the mask forbids; no host has been touched then.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class GrowthVectorEnv(VectorEnv):
         variants: Variants = NO_VARIANTS,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         num_workers: int = 1,
+        engine: EngineKind = "auto",
         on_illegal: str = "raise",
     ) -> None:
         if on_illegal not in ("raise", "wait"):
@@ -116,7 +119,7 @@ class GrowthVectorEnv(VectorEnv):
         self.single_action_space = action_space(self.num_slots)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.engine = self._make_engine(tuple(blueprints), num_workers)
+        self.engine = self._make_engine(tuple(blueprints), num_workers, engine)
         host = build_episode_host(self.task, Variants().draw(self.task, 0, rent=0.0, budget=None, host_params=1))
         self._host_params = sum(p.numel() for p in host.parameters())
         self._entropy: list[int] = []
@@ -127,8 +130,8 @@ class GrowthVectorEnv(VectorEnv):
         self._actions: list[list[Decision]] = [[] for _ in range(num_envs)]
         self._reset_next = np.zeros(num_envs, dtype=bool)
 
-    def _make_engine(self, blueprints: tuple[str, ...], num_workers: int) -> Engine:
-        make = partial(LoopEngine, self.task, blueprints=blueprints)
+    def _make_engine(self, blueprints: tuple[str, ...], num_workers: int, kind: EngineKind) -> Engine:
+        make = partial(make_engine, self.task, kind=kind, blueprints=blueprints)
         if num_workers == 1:
             return make(self.num_envs)
         return ParallelEngine(make, self.num_envs, min(num_workers, self.num_envs), self.task.slots)
@@ -285,7 +288,7 @@ class GrowthVectorEnv(VectorEnv):
         for name, array in arrays.items():
             if len(array) != self.num_envs:
                 raise ValueError(f"expected {self.num_envs} choices for head '{name}', got {len(array)}")
-        decisions = [Decision(**{n: int(arrays[n][row]) for n in HEADS.names}) for row in range(self.num_envs)]
+        decisions = [Decision.from_mapping({n: arrays[n][row] for n in HEADS.names}) for row in range(self.num_envs)]
         illegal = np.zeros(self.num_envs, dtype=bool)
         for row, decision in enumerate(decisions):
             complaint = None if self._reset_next[row] else find_illegal(decision, self._reports[row].masks)
@@ -358,7 +361,7 @@ class GrowthEnv(gym.Env):
     Takes the same arguments, but for ``num_envs`` and ``autoreset_mode``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (declared so by gymnasium)
 
     def __init__(self, task: str | Task = "mnist1d", render_mode: str | None = None, **kwargs: Any) -> None:
         self.render_mode = render_mode

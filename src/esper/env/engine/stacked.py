@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.env.engine.base import Engine, RowReport
 from esper.env.engine.run import ATTRIBUTION_SAMPLES, build_episode_host
-from esper.env.engine.stacking import layers, rules  # noqa: F401 - importing them registers them
+from esper.env.engine.stacking import convolution, layers, rules  # noqa: F401 - importing them registers them
+from esper.env.engine.stacking.check import check_stackable, structure
 from esper.env.engine.stacking.rescue import StackedGovernor
 from esper.env.engine.stacking.stack import HostStack, StackedRun, View
-from esper.env.engine.stacking.values import Stacked
 from esper.env.episode import Episode
 from esper.growth.attribution import counterfactuals, enter_contributions
 from esper.tasks import Task
@@ -34,7 +33,7 @@ class StackedEngine(Engine):
         blueprints: Names of the blueprints that may be germinated.
 
     Raises:
-        ValueError: If the task's host calls something that has no rule for stacked hosts; use the loop engine then.
+        ValueError: If the task's host cannot be stacked; use the loop engine then.
     """
 
     def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = BLUEPRINT_NAMES) -> None:
@@ -45,6 +44,7 @@ class StackedEngine(Engine):
         self.runs: dict[int, StackedRun] = {}
         self._stacks: dict[Any, HostStack] = {}
         self._stack_of: dict[int, HostStack] = {}
+        check_stackable(task)
 
     def reset(self, episodes: Mapping[int, Episode]) -> dict[int, RowReport]:
         """Begin the given episodes in their rows."""
@@ -74,7 +74,7 @@ class StackedEngine(Engine):
     def test_scores(self, rows: Sequence[int]) -> dict[int, float]:
         """Score of the given rows' networks on test data, in [0, 1]."""
         splits = self.task.splits()
-        found = {}
+        found: dict[int, float] = {}
         for stack, members in self._by_stack(rows):
             outputs = stack.outputs([View(self.runs[row]) for row in members], splits.test_x)
             found |= dict(zip(members, self.task.score(outputs, splits.test_y).data.tolist(), strict=True))
@@ -83,10 +83,10 @@ class StackedEngine(Engine):
     def _begin(self, row: int, episode: Episode) -> None:
         model = build_episode_host(self.task, episode)
         run = StackedRun(self.task, episode, self.blueprints, model)
-        structure = _structure(model)
-        if structure not in self._stacks:
-            self._stacks[structure] = HostStack(self.task, run)
-        stack = self._stacks[structure]
+        key = structure(model)
+        if key not in self._stacks:
+            self._stacks[key] = HostStack(self.task, run)
+        stack = self._stacks[key]
         stack.enter(run)
         run.governor = StackedGovernor(run, stack)
         self.runs[row], self._stack_of[row] = run, stack
@@ -122,8 +122,3 @@ class StackedEngine(Engine):
             for run, score in zip(runs, as_is, strict=True):
                 mine = {v.question: a for v, a in zip(views, answers, strict=True) if v.run is run and v.question}
                 enter_contributions(run.network, score, mine)
-
-
-def _structure(model: nn.Module) -> tuple[Any, ...]:
-    """What two hosts must have in common to be stacked."""
-    return (repr(model), tuple((name, p.shape) for name, p in model.named_parameters()))

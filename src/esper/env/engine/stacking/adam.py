@@ -30,10 +30,12 @@ class StackedAdam:
                 for tensors, state in zip(self._groups[member.learning_rate], states, strict=True):
                     tensors.append(state[row])
 
-    def zero_grad(self) -> None:
-        """Empty the gradients, in place."""
-        for pool, rows in self._pools:
-            pool.gradients[:rows].zero_()
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a scalar and keep them in the pools."""
+        leaves = [[leaf.data for leaf in pool.leaves(rows)] for pool, rows in self._pools]
+        gradients = iter(torch.autograd.grad(loss, [x for group in leaves for x in group], allow_unused=True))
+        for (pool, _), group in zip(self._pools, leaves, strict=True):
+            pool.gather_gradients([next(gradients) for _ in group])
 
     @torch.no_grad()
     def step(self) -> None:
@@ -42,6 +44,6 @@ class StackedAdam:
             pool.steps[:rows] += 1
         for learning_rate, (weights, gradients, first, second, steps) in self._groups.items():
             torch._fused_adam_(
-                weights, gradients, first, second, [], steps,
-                lr=learning_rate, beta1=BETA1, beta2=BETA2, weight_decay=0.0, eps=EPSILON, amsgrad=False, maximize=False,
+                weights, gradients, first, second, [], steps, lr=learning_rate, beta1=BETA1, beta2=BETA2, eps=EPSILON,
+                weight_decay=0.0, amsgrad=False, maximize=False,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rules of layers: dense maps as batched products, convolutions and norms with the hosts folded into the channels."""
+"""Rules of layers: dense maps as batched products, norms and pools with the hosts among the channels or samples."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from esper.env.engine.stacking.memory import fold, is_folded, unfold
 from esper.env.engine.stacking.rules import align, wrap
 from esper.env.engine.stacking.values import NoRuleError, Stacked, rule
 
 Function = Callable[..., Any]
 
+SHORT_SEQUENCE = 64
+"""Positions up to which attention is faster as plain products."""
+
 
 # ------------------------------------------------------------------------------------------------ dense maps
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``[K, ..., C]`` by ``[K, C', C]`` → ``[K, ..., C']``: one batched product."""
+    rows = x if x.dim() == 3 else x.reshape(len(x), -1, x.shape[-1])
+    product = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+    return product.view(*x.shape[:-1], product.shape[-1])
+
+
 @rule("linear")
 def _linear(function: Function, x: Any, weight: Stacked, bias: Stacked | None = None) -> Stacked:
-    """``[K, ..., C]`` by ``[K, C', C]``: one batched product. An input that all hosts share is not copied."""
-    hosts = len(weight.data)
-    data = x.data if isinstance(x, Stacked) else x.expand(hosts, *x.shape)
-    rows = data if data.dim() == 3 else data.reshape(hosts, -1, data.shape[-1])
-    if bias is None:
-        product = torch.bmm(rows, weight.data.mT)
-    else:
-        product = torch.baddbmm(bias.data[:, None], rows, weight.data.mT)
-    return Stacked(product.view(*data.shape[:-1], product.shape[-1]))
+    """An input that all hosts share is not copied."""
+    data = x.data if isinstance(x, Stacked) else x.expand(len(weight.data), *x.shape)
+    return Stacked(linear(data, weight.data, None if bias is None else bias.data))
 
 
 @rule("matmul", "__matmul__", "__rmatmul__", "bmm")
@@ -40,76 +45,58 @@ def _matmul(function: Function, a: Any, b: Any) -> Stacked:
 
 @rule("embedding")
 def _embedding(
-    function: Function, input: Any, weight: Any, padding_idx: int | None = None, *args: Any, **kwargs: Any
-) -> Stacked:
-    """Every host looks its own tokens up in its own table ``[V, C]``: one gather from all tables, ``[K·V, C]``."""
-    if any(args) or any(kwargs.values()):
-        raise NoRuleError("only plain embeddings have a rule for stacked hosts; train others with engine='loop'")
-    if not isinstance(weight, Stacked):
-        return Stacked(F.embedding(input.data, weight, padding_idx))
-    hosts, vocabulary, channels = weight.data.shape
-    first = torch.arange(hosts, device=weight.device) * vocabulary
-    if isinstance(input, Stacked):
-        tokens = input.data + first.view(-1, *(1,) * input.dim())
-    else:
-        tokens = input + first.view(-1, *(1,) * input.dim())
-    if padding_idx is not None:
-        raise NoRuleError("embeddings with a padding index have no rule for stacked hosts; use engine='loop'")
-    return Stacked(F.embedding(tokens, weight.data.reshape(hosts * vocabulary, channels)))
-
-
-@rule("scaled_dot_product_attention")
-def _attention(function: Function, query: Stacked, key: Stacked, value: Stacked, *args: Any, **kwargs: Any) -> Stacked:
-    """The hosts join the samples. A mask is plain, one for all hosts."""
-    if kwargs.get("dropout_p", args[1] if len(args) > 1 else 0.0):
-        raise NoRuleError("dropout draws from each host's own random stream; train such hosts with engine='loop'")
-    if any(isinstance(a, Stacked) for a in (*args, *kwargs.values())):
-        raise NoRuleError("there is no rule for attention masks that differ between hosts; use engine='loop'")
-    hosts = len(query.data)
-    mixed = function(*(x.data.flatten(0, 1) for x in (query, key, value)), *args, **kwargs)
-    return Stacked(mixed.unflatten(0, (hosts, -1)))
-
-
-# --------------------------------------------------------------------------------------- hosts folded into channels
-
-
-def is_folded(x: Tensor) -> bool:
-    """Whether the memory of ``[K, N, C, ...]`` lies as ``[N, K, C, ...]``, so that K and C fold for nothing."""
-    return x.stride(0) < x.stride(1)
-
-
-def fold(x: Tensor) -> Tensor:
-    """``[K, N, C, ...]`` → ``[N, K·C, ...]``."""
-    return x.transpose(0, 1).flatten(1, 2)
-
-
-def unfold(x: Tensor, hosts: int) -> Tensor:
-    """``[N, K·C, ...]`` → ``[K, N, C, ...]``, a view."""
-    return x.unflatten(1, (hosts, -1)).transpose(0, 1)
-
-
-@rule("conv1d", "conv2d", "conv3d")
-def _convolution(
     function: Function,
     input: Any,
     weight: Stacked,
-    bias: Stacked | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Stacked:
-    """One convolution with K times the groups; an input that all hosts share needs no groups for them."""
-    hosts = len(weight.data)
-    if isinstance(input, Stacked):
-        folded, all_groups = fold(input.data), hosts * groups
-    elif groups == 1:
-        folded, all_groups = input, 1
+    """Every host looks its own tokens up in its own table ``[V, C]``: one gather from all tables, ``[K·V, C]``."""
+    if padding_idx is not None or max_norm is not None or scale_grad_by_freq or sparse:
+        raise NoRuleError("only plain embeddings have a rule for stacked hosts; train others with engine='loop'")
+    hosts, vocabulary, channels = weight.data.shape
+    tokens = input.data if isinstance(input, Stacked) else input.expand(hosts, *input.shape)
+    first = torch.arange(hosts, device=tokens.device) * vocabulary
+    table = weight.data.reshape(hosts * vocabulary, channels)
+    return Stacked(F.embedding(tokens + first.view(-1, *(1,) * (tokens.dim() - 1)), table))
+
+
+@rule("scaled_dot_product_attention")
+def _attention(
+    function: Function,
+    query: Stacked,
+    key: Stacked,
+    value: Stacked,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **kwargs: Any,
+) -> Stacked:
+    """The hosts join the samples. Short sequences are mixed by plain products, which are faster there."""
+    if dropout_p:
+        raise NoRuleError("dropout draws from each host's own random stream; train such hosts with engine='loop'")
+    if isinstance(attn_mask, Stacked):
+        raise NoRuleError("there is no rule for attention masks that differ between hosts; use engine='loop'")
+    q, k, v = (x.data.flatten(0, 1) for x in (query, key, value))
+    if attn_mask is None and not kwargs and max(q.shape[-2], k.shape[-2]) <= SHORT_SEQUENCE:
+        mixed = _short_attention(q, k, v, is_causal)
     else:
-        folded, all_groups = input.repeat(1, hosts, *(1,) * (input.dim() - 2)), hosts * groups
-    bias_data = None if bias is None else bias.data.reshape(-1)
-    result = function(folded, weight.data.flatten(0, 1), bias_data, stride, padding, dilation, all_groups)
-    return Stacked(unfold(result, hosts))
+        mixed = function(q, k, v, attn_mask, is_causal=is_causal, **kwargs)
+    return Stacked(mixed.unflatten(0, (len(query.data), -1)))
+
+
+def _short_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+# ---------------------------------------------------------------------------------------------- pools and norms
 
 
 @rule(
@@ -122,9 +109,6 @@ def _pooled(function: Function, input: Stacked, *args: Any, **kwargs: Any) -> St
     if is_folded(input.data) and "pixel" not in function.__name__:
         return Stacked(unfold(function(fold(input.data), *args, **kwargs), hosts))
     return Stacked(function(input.data.flatten(0, 1), *args, **kwargs).unflatten(0, (hosts, -1)))
-
-
-# ----------------------------------------------------------------------------------------------------- norms
 
 
 @rule("layer_norm", "rms_norm")
@@ -157,8 +141,8 @@ def _group_norm(
 ) -> Stacked:
     """K times the groups over K times the channels."""
     hosts = len(input.data)
-    flat = [None if p is None else p.data.reshape(-1) for p in (weight, bias)]
-    return Stacked(unfold(F.group_norm(fold(input.data), hosts * num_groups, *flat, eps=eps), hosts))
+    w, b = (None if p is None else p.data.reshape(-1) for p in (weight, bias))
+    return Stacked(unfold(F.group_norm(fold(input.data), hosts * num_groups, w, b, eps), hosts))
 
 
 # ----------------------------------------------------------------------------------------------- loss and score

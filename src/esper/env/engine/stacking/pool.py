@@ -1,7 +1,8 @@
-"""The parameters of many modules of one structure in common storage, one row each, with their gradients and Adam state."""
+"""The parameters of many modules of one structure: one row of common storage each, with gradients and Adam state."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +48,8 @@ class ParameterPool:
         self.shapes = dict(shapes)
         sizes = [shape.numel() for shape in self.shapes.values()]
         self.size = sum(sizes)
-        self._places = dict(zip(self.shapes, zip([sum(sizes[:i]) for i in range(len(sizes))], sizes, strict=True), strict=True))
+        starts = itertools.accumulate(sizes[:-1], initial=0)
+        self._places = dict(zip(self.shapes, zip(starts, sizes, strict=True), strict=True))
         self.members: list[Member] = []
         self.weights = torch.zeros(0, self.size, dtype=dtype, device=device)
         self.gradients, self.first_moments, self.second_moments = (self.weights.clone() for _ in range(3))
@@ -123,7 +125,7 @@ class ParameterPool:
     # ------------------------------------------------------------------------------------------- reading
 
     def leaves(self, rows: int) -> list[Stacked]:
-        """The parameters of the first ``rows`` members, ``[rows, ...]`` each; their gradients gather in the pool."""
+        """The parameters of the first ``rows`` members, ``[rows, ...]`` each, as leaves of a graph."""
         if rows not in self._leaves:
             self._leaves[rows] = [self._leaf(rows, name) for name in self.shapes]
         return self._leaves[rows]
@@ -131,9 +133,17 @@ class ParameterPool:
     def _leaf(self, rows: int, name: str) -> Stacked:
         start, size = self._places[name]
         columns = slice(start, start + size)
-        leaf = self.weights[:rows, columns].view(rows, *self.shapes[name]).detach().requires_grad_()
-        leaf.grad = self.gradients[:rows, columns].view(rows, *self.shapes[name])
-        return Stacked(leaf)
+        return Stacked(self.weights[:rows, columns].view(rows, *self.shapes[name]).detach().requires_grad_())
+
+    def gather_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Keep the gradients of :meth:`leaves`; ``None`` stands for zeros."""
+        rows = next(len(g) for g in gradients if g is not None)
+        sizes = (size for _, size in self._places.values())
+        parts = [
+            self.weights.new_zeros(rows, n) if g is None else g.flatten(1)
+            for g, n in zip(gradients, sizes, strict=True)
+        ]
+        torch.cat(parts, 1, out=self.gradients[:rows])
 
     def selected(self, positions: Tensor) -> list[Stacked]:
         """Copies of the parameters in these rows ``[n]``, for a forward pass without gradients."""
@@ -156,9 +166,8 @@ class ParameterPool:
     def save(self, member: Member) -> Saved:
         """A copy of a member's row."""
         i = member.position
-        return Saved(
-            self.weights[i].clone(), self.first_moments[i].clone(), self.second_moments[i].clone(), self.steps[i].clone()
-        )
+        state = (self.weights, self.first_moments, self.second_moments, self.steps)
+        return Saved(*(tensor[i].clone() for tensor in state))
 
     def restore(self, member: Member, saved: Saved) -> None:
         """Write a member's row back."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from esper.env.engine.stacking.pool import Saved
 from esper.env.engine.stacking.stack import HostStack, Placed, StackedRun
 from esper.growth.governor import Governor
+from esper.growth.seed import Seed
 from esper.growth.slot import Life, Slot, SlotStatistics
 
 
@@ -60,7 +61,9 @@ class StackedGovernor(Governor):
         run.network.host_gradient_rms = self._good.host_gradient_rms
         for slot, good in zip(run.network.slots, self._good.slots, strict=True):
             slot.life, slot.statistics = replace(good.life), replace(good.statistics)
-            slot.seed = None if good.placed is None else good.placed.module
+            seed = None if good.placed is None else good.placed.module
+            assert seed is None or isinstance(seed, Seed)
+            slot.seed = seed
             slot.refresh()
         self._stack.settle_seeds(run)
         for index, good in enumerate(self._good.slots):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.env.engine.stacking.memory import relaid
 from esper.env.engine.stacking.values import NoRuleError, Stacked, rule
 
 Function = Callable[..., Any]
@@ -32,7 +33,21 @@ def aligned(value: Any, ndim: int) -> Any:
 def align(*values: Any) -> list[Any]:
     """The tensors inside of all stacked values, so that they broadcast against each other and against plain ones."""
     ndim = max(value.dim() for value in values if isinstance(value, Stacked | Tensor))
-    return [aligned(value, ndim) for value in values]
+    return _of_one_layout([aligned(value, ndim) for value in values])
+
+
+def _of_one_layout(values: list[Any]) -> list[Any]:
+    """Large tensors of the same shape in the same order of memory: that of the last, which is the newest as a rule.
+
+    A residual stream so takes over the layout that its branches work in, once, instead of being brought to it anew in
+    every branch.
+    """
+    if len(values) != 2 or not all(isinstance(v, Tensor) and v.dim() > 3 for v in values):
+        return values
+    first, last = values
+    if first.shape == last.shape and first.stride() != last.stride() and first.is_floating_point():
+        values[0] = relaid(first, last)
+    return values
 
 
 def inward(dim: int, ndim: int) -> int:
@@ -49,17 +64,22 @@ def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------------------------------------- element by element
 
-_ELEMENTWISE = (
-    "abs add celu clamp clip cos div elu eq erf exp expm1 floor ge gelu gt hardsigmoid hardswish hardtanh isfinite "
-    "isinf isnan le leaky_relu lerp log log1p logical_and logical_not logical_or logsigmoid lt maximum minimum mish mul "
-    "ne neg pow reciprocal relu relu6 rsqrt rsub selu sigmoid sign silu sin softplus sqrt square sub tanh true_divide "
-    "where zeros_like ones_like"
-).split()
-_ELEMENTWISE += [f"{name}_" for name in _ELEMENTWISE]  # in place: the tensor inside is changed, as a host's would be
-_ELEMENTWISE += "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __eq__ addcmul masked_fill".split()
+_ELEMENTWISE = [
+    "abs", "add", "celu", "clamp", "clip", "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor", "ge", "gelu",
+    "gt", "hardsigmoid", "hardswish", "hardtanh", "isfinite", "isinf", "isnan", "le", "leaky_relu", "lerp", "log",
+    "log1p", "logical_and", "logical_not", "logical_or", "logsigmoid", "lt", "maximum", "minimum", "mish", "mul",
+    "ne", "neg", "pow", "reciprocal", "relu", "relu6", "rsqrt", "rsub", "selu", "sigmoid", "sign", "silu", "sin",
+    "softplus", "sqrt", "square", "sub", "tanh", "true_divide", "where", "zeros_like", "ones_like",
+]  # fmt: skip
+_IN_PLACE = [f"{name}_" for name in _ELEMENTWISE]
+"""The tensor inside is changed, as a host's would be."""
+_OTHERS = [
+    "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__eq__", "addcmul",
+    "masked_fill",
+]  # fmt: skip
 
 
-@rule(*_ELEMENTWISE)
+@rule(*_ELEMENTWISE, *_IN_PLACE, *_OTHERS)
 def _elementwise(function: Function, *args: Any, **kwargs: Any) -> Stacked:
     if len(args) == 1:
         return Stacked(function(args[0].data, **kwargs))

@@ -1,12 +1,12 @@
 """A slot of many hosts: the hosts that hold the same blueprint run together, and join the others again.
 
-Two functions of our own carry the rows to and fro, so that a slot costs two passes over its activation however many
+Two functions of our own carry the rows to and fro, so that a slot costs few passes over its activation however many
 blueprints it holds, and so that a host which is not concerned is not touched: not even a NaN gets across.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from esper.env.engine.stacking.layers import is_folded
+from esper.env.engine.stacking.memory import add_to_rows, cat_rows, pick_rows, take_rows
 from esper.env.engine.stacking.template import Template
 from esper.env.engine.stacking.values import Stacked
 from esper.growth.blueprints import SlotSpec
-
-
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows ``[n, N, ...]`` of ``[K, N, ...]``, in the same order of memory."""
-    if x.dim() > 1 and is_folded(x):
-        return x.transpose(0, 1).index_select(1, rows).transpose(0, 1)
-    return x.index_select(0, rows)
-
-
-def _add_rows(x: Tensor, rows: Tensor, part: Tensor) -> None:
-    """``x[rows] += part`` for distinct rows, in either order of memory."""
-    if is_folded(x):
-        x.transpose(0, 1).index_add_(1, rows, part.transpose(0, 1))
-    else:
-        x.index_add_(0, rows, part)
+from esper.growth.seed import isolated_gradient
 
 
 def _spread(values: Tensor, like: Tensor) -> Tensor:
@@ -40,48 +26,44 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.dim() - 1))
 
 
-class _TakeGroups(Function):
-    """``h [K, ...]`` → the rows of each group. Only rows that are felt send a gradient back."""
+class _Branch(Function):
+    """``h [K, ...]`` → h, and a copy of the rows of each group. Only rows that are felt send a gradient back."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, groups: Sequence[Group]) -> tuple[Tensor, ...]:
         ctx.groups = groups
-        ctx.like = torch.empty_like(h, device="meta")
-        return tuple(take_rows(h, group.rows) for group in groups)
+        return h.view_as(h), *(take_rows(h, group.rows) for group in groups)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        total = torch.zeros_like(ctx.like, device=gradients[0].device)
-        for group, gradient in zip(ctx.groups, gradients, strict=True):
-            if group.felt is None:
-                _add_rows(total, group.rows, gradient)
-            elif len(group.felt):
-                _add_rows(total, group.rows[group.felt], take_rows(gradient, group.felt))
+    def backward(ctx: Any, straight: Tensor, *branches: Tensor) -> tuple[Tensor, None]:
+        felt = [(group, branch) for group, branch in zip(ctx.groups, branches, strict=True) if len(group.felt)]
+        total = straight.clone() if felt else straight
+        for group, branch in felt:
+            add_to_rows(total, group.felt_rows, pick_rows(branch, group.felt))
         return total, None
 
 
-class _JoinGroups(Function):
-    """``h + alpha · effect`` in the rows of each group; isolated rows stay h, and their effect gets h's gradient."""
+class _Join(Function):
+    """``h + alpha · effect`` in the rows that are felt. The others stay h, and their effect learns in isolation."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, groups: Sequence[Group], *effects: Tensor) -> Tensor:
         ctx.groups = groups
+        ctx.save_for_backward(h, *effects)
         joined = h.clone()
         for group, effect in zip(groups, effects, strict=True):
-            if group.felt is None:
-                _add_rows(joined, group.rows, _spread(group.alpha, effect) * effect)
-            elif len(group.felt):
-                part = take_rows(effect, group.felt)
-                _add_rows(joined, group.rows[group.felt], _spread(group.alpha[group.felt], part) * part)
+            if len(group.felt):
+                part = pick_rows(effect, group.felt)
+                add_to_rows(joined, group.felt_rows, part if group.full else part * _spread(group.alpha, part))
         return joined
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        parts = (take_rows(gradient, group.rows) for group in ctx.groups)
-        return gradient, None, *(p * _spread(g.alpha, p) for p, g in zip(parts, ctx.groups, strict=True))
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        h, *effects = ctx.saved_tensors
+        parts = [g.effect_gradient(gradient, h, e) for g, e in zip(ctx.groups, effects, strict=True)]
+        return gradient, None, *parts
 
 
-@dataclass
 class Group:
     """The hosts that hold one blueprint in one slot.
 
@@ -90,16 +72,50 @@ class Group:
         parameters: Its parameters, then the gate's weight and bias, ``[n, ...]`` each.
         rows: Which hosts they are, ``[n]``, grouped by style.
         styles: Number of them that add, that multiply and that are gated.
-        alpha: How much is blended in, ``[n]``; 1 for isolated rows.
-        felt: Which of the n rows are blended in, where not all are; the others learn in isolation.
+        alphas: How much is blended in; ``None`` for seeds that learn in isolation.
     """
 
-    blueprint: Template
-    parameters: list[Stacked]
-    rows: Tensor
-    styles: tuple[int, int, int]
-    alpha: Tensor
-    felt: Tensor | None = None
+    def __init__(
+        self,
+        blueprint: Template,
+        parameters: list[Stacked],
+        rows: Sequence[int],
+        styles: tuple[int, int, int],
+        alphas: Sequence[float | None],
+    ) -> None:
+        self.blueprint = blueprint
+        self.parameters = parameters
+        self.styles = styles
+        data = parameters[0].data
+        felt = [i for i, alpha in enumerate(alphas) if alpha is not None]
+        isolated = [i for i, alpha in enumerate(alphas) if alpha is None]
+        self.rows, self.felt, self.isolated = (
+            torch.tensor(indices, dtype=torch.int64, device=data.device) for indices in (rows, felt, isolated)
+        )
+        self.felt_rows, self.isolated_rows = self.rows[self.felt], self.rows[self.isolated]
+        self.alpha = torch.tensor([a for a in alphas if a is not None], dtype=data.dtype, device=data.device)
+        self.full = all(alpha == 1.0 for alpha in alphas if alpha is not None)
+
+    def effect_gradient(self, gradient: Tensor, h: Tensor, effect: Tensor) -> Tensor:
+        """The gradient at this group's effect ``[n, ...]``, given that at the slot's output ``[K, ...]``."""
+        if not len(self.isolated):
+            return self._felt_gradient(gradient)
+        alone = isolated_gradient(
+            take_rows(gradient, self.isolated_rows),
+            take_rows(h, self.isolated_rows),
+            pick_rows(effect, self.isolated),
+            dim=tuple(range(1, h.dim())),
+        )
+        if not len(self.felt):
+            return alone
+        total = torch.empty_like(effect)
+        total[self.isolated] = alone
+        total[self.felt] = self._felt_gradient(gradient)
+        return total
+
+    def _felt_gradient(self, gradient: Tensor) -> Tensor:
+        part = take_rows(gradient, self.felt_rows)
+        return part if self.full else part.mul_(_spread(self.alpha, part))
 
     def effect(self, h: Tensor, spec: SlotSpec) -> Tensor:
         """What the seeds add to their slot's output ``h [n, N, ...]`` at alpha 1."""
@@ -116,7 +132,7 @@ class Group:
         if gated:
             w, b = (p.data[adding + multiplying :] for p in (weight, bias))
             parts.append(torch.sigmoid(hs[2] * _per_channel(w, spec) + _per_channel(b, spec)) * deltas[2])
-        return torch.cat([part for part in parts if len(part)])
+        return cat_rows([part for part in parts if len(part)])
 
 
 def _per_channel(values: Tensor, spec: SlotSpec) -> Tensor:
@@ -155,17 +171,18 @@ class JoinedSlot:
     def __init__(self, spec: SlotSpec, groups: Sequence[Group]) -> None:
         self.spec = spec
         self.groups = list(groups)
+        self.measuring = False
         self.measurement: Measurement | None = None
 
-    def __call__(self, h: Tensor, *, measure: bool = False) -> Tensor:
+    def __call__(self, h: Tensor) -> Tensor:
         """``h [K, N, ...]`` with the seeds' effects."""
         effects: list[Tensor] = []
         joined = h
         if self.groups:
-            taken = _TakeGroups.apply(h, self.groups)
+            straight, *taken = _Branch.apply(h, self.groups)
             effects = [group.effect(part, self.spec) for group, part in zip(self.groups, taken, strict=True)]
-            joined = _JoinGroups.apply(h, self.groups, *effects)
-        if measure:
+            joined = _Join.apply(straight, self.groups, *effects)
+        if self.measuring:
             self._measure(h, effects, joined)
         return joined
 
@@ -177,6 +194,3 @@ class JoinedSlot:
             measurement.gradient = rms_per_row(gradient)
 
         joined.register_hook(keep)
-
-
-Join = Callable[[Tensor], Tensor]

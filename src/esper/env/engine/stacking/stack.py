@@ -18,7 +18,7 @@ from esper.env.engine.stacking.adam import StackedAdam
 from esper.env.engine.stacking.pool import Member, ParameterPool, Saved
 from esper.env.engine.stacking.slots import Group, JoinedSlot
 from esper.env.engine.stacking.template import Template
-from esper.env.engine.stacking.values import Stacked
+from esper.env.engine.stacking.values import Stacked, stacked
 from esper.growth.attribution import Counterfactual
 from esper.growth.blueprints import SlotSpec, build_blueprint
 from esper.growth.governor import Governor
@@ -111,10 +111,10 @@ class HostStack:
         self.task = task
         model = copy.deepcopy(example.network.model)
         parameter = next(model.parameters())
-        self._storage = {"dtype": parameter.dtype, "device": parameter.device}
+        self._dtype, self._device = parameter.dtype, parameter.device
         self._folds = any(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
         self._template = Template(model)
-        self._hosts = ParameterPool(self._template.shapes, **self._storage)
+        self._hosts = ParameterPool(self._template.shapes, dtype=self._dtype, device=self._device)
         self._kinds: dict[tuple[int, int], SeedKind] = {}
         self._joins: list[Callable[[Tensor], Tensor] | None] = [None] * example.network.num_slots
         self._width = max(slot.spec.channels * slot.spec.positions for slot in example.network.slots)
@@ -126,7 +126,7 @@ class HostStack:
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             join = self._joins[index]
-            return None if join is None else port.write(output, Stacked(join(port.read(output).data)))
+            return None if join is None else port.write(output, stacked(join(port.read(output).data)))
 
         self._template.module.get_submodule(slot.name).register_forward_hook(hook)
 
@@ -154,7 +154,7 @@ class HostStack:
     def _kind(self, index: int, slot: Slot) -> SeedKind:
         key = (index, slot.life.blueprint)
         if key not in self._kinds:
-            self._kinds[key] = SeedKind(slot.life.blueprint, slot.spec, **self._storage)
+            self._kinds[key] = SeedKind(slot.life.blueprint, slot.spec, dtype=self._dtype, device=self._device)
         return self._kinds[key]
 
     # ------------------------------------------------------------------------------------------- training
@@ -170,11 +170,12 @@ class HostStack:
         losses = []
         for step, batch in enumerate(batches):
             measured = step == len(batches) - 1
-            with self._joining([lambda h, s=s: s(h, measure=measured) for s in slots]):
-                adam.zero_grad()
+            for slot in slots:
+                slot.measuring = measured
+            with self._joining(slots):
                 x, y = self._gather(runs, batch)
-                loss = self.task.loss(self._template(Stacked(x)), Stacked(y)).data
-                loss.sum().backward()
+                loss = self.task.loss(self._template(stacked(x)), stacked(y)).data
+                adam.backward(loss.sum())
             if measured:
                 self._enter_measurements(runs, slots)
             adam.step()
@@ -203,24 +204,13 @@ class HostStack:
                 kind.pool.arrange(members)
                 trained.append((kind.pool, len(members)))
                 held = [runs[row].network.slots[index] for row in rows]
-                isolated = [slot.stage is Stage.TRAINING for slot in held]
-                alpha = [1.0 if alone else slot.alpha for slot, alone in zip(held, isolated, strict=True)]
-                felt = [i for i, alone in enumerate(isolated) if not alone]
-                group = self._group(kind, kind.pool.leaves(len(rows)), rows, held, alpha)
-                group.felt = None if len(felt) == len(rows) else self._indices(felt)
-                groups.append(group)
+                alphas = [None if slot.stage is Stage.TRAINING else slot.alpha for slot in held]
+                groups.append(_group(kind, kind.pool.leaves(len(rows)), rows, held, alphas))
             slots.append(JoinedSlot(runs[0].network.slots[index].spec, groups))
         return slots, trained
 
-    def _group(
-        self, kind: SeedKind, parameters: list[Stacked], rows: Sequence[int], held: Sequence[Slot], alpha: list[float]
-    ) -> Group:
-        styles = [slot.life.style for slot in held]
-        counts = (styles.count(0), styles.count(1), styles.count(2))
-        return Group(kind.template, parameters, self._indices(rows), counts, torch.tensor(alpha, **self._storage))
-
     def _indices(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._storage["device"])
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
 
     @contextmanager
     def _joining(self, joins: Sequence[Callable[[Tensor], Tensor]]) -> Iterator[None]:
@@ -250,7 +240,7 @@ class HostStack:
     # ------------------------------------------------------------------------------------------- evaluation
 
     @torch.no_grad()
-    def outputs(self, views: Sequence[View], x: Tensor) -> Stacked:
+    def outputs(self, views: Sequence[View], x: Tensor) -> Tensor:
         """What each view answers to the same samples ``x [N, ...]``."""
         self._template.module.eval()
         self._template.bind(self._hosts.selected(self._indices([view.run.host.member.position for view in views])))
@@ -258,7 +248,7 @@ class HostStack:
         size = max(16, EVALUATION_ELEMENTS // (len(views) * self._width))
         with self._joining(slots):
             parts = [self._template(piece) for piece in x.split(size)]
-        return Stacked(torch.cat([part.data for part in parts], 1))
+        return stacked(torch.cat([part.data for part in parts], 1))
 
     def _evaluation_slot(self, views: Sequence[View], index: int) -> JoinedSlot:
         runs = [view.run for view in views]
@@ -271,9 +261,15 @@ class HostStack:
             kind = self._kinds[index, blueprint]
             positions = self._indices([runs[row].seeds[index].member.position for row in rows])
             held = [runs[row].network.slots[index] for row in rows]
-            alpha = [alphas[row] or 0.0 for row in rows]
-            groups.append(self._group(kind, kind.pool.selected(positions), rows, held, alpha))
+            groups.append(_group(kind, kind.pool.selected(positions), rows, held, [alphas[row] for row in rows]))
         return JoinedSlot(runs[0].network.slots[index].spec, groups)
+
+
+def _group(
+    kind: SeedKind, parameters: list[Stacked], rows: Sequence[int], held: Sequence[Slot], alphas: Sequence[float | None]
+) -> Group:
+    styles = [slot.life.style for slot in held]
+    return Group(kind.template, parameters, rows, (styles.count(0), styles.count(1), styles.count(2)), alphas)
 
 
 def _by_blueprint(runs: Sequence[StackedRun], index: int) -> list[tuple[int, list[int]]]:

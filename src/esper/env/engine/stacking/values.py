@@ -12,7 +12,7 @@ folds again for nothing. So no value needs a tag for its layout; strides are the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -198,6 +198,11 @@ class Stacked:
         return apply(torch.ge, self, other)
 
     __hash__ = object.__hash__
+
+
+def stacked(data: Tensor) -> Tensor:
+    """``data [K, ...]`` as a stacked value, for code that is written for the tensor of one host."""
+    return cast(Tensor, Stacked(data))
 
 
 def apply(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

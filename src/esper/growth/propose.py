@@ -48,6 +48,7 @@ def propose_slots(model: nn.Module, example_input: Any) -> list[str]:
         ValueError: If there is none.
 
     Example:
+        >>> import torch
         >>> host = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> propose_slots(host, torch.zeros(1, 4))
         ['1', '3']

@@ -3,6 +3,7 @@
 import gymnasium
 
 from esper.grower import Growth
+from esper.simic.environments import register_environments
 from esper.tamiyo.policy.registry import load_policy, make_policy
 
 __version__ = "0.1.0"
@@ -13,3 +14,4 @@ gymnasium.register(
     entry_point="esper.env.growth_env:GrowthEnv",
     vector_entry_point="esper.env.growth_env:GrowthVectorEnv",
 )
+register_environments()

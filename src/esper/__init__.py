@@ -3,7 +3,6 @@
 import gymnasium
 
 from esper.grower import Growth
-from esper.simic.environments import register_environments
 from esper.tamiyo.policy.registry import load_policy, make_policy
 
 __version__ = "0.1.0"
@@ -14,4 +13,4 @@ gymnasium.register(
     entry_point="esper.env.growth_env:GrowthEnv",
     vector_entry_point="esper.env.growth_env:GrowthVectorEnv",
 )
-register_environments()
+gymnasium.register("esper/Locksmith-v0", entry_point="esper.simic.environments:Locksmith")

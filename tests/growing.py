@@ -30,9 +30,9 @@ class Loop:
         return nn.functional.cross_entropy(output.flatten(0, -2), self.y.flatten())
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
+    def evaluate(self, net: nn.Module | None = None) -> tuple[float, float]:
         self.model.eval()
-        loss = self.loss()
+        loss = self.loss(net)
         return float(loss), float(torch.exp(-loss))
 
     def train(self, batches: int = 3, net: nn.Module | None = None) -> None:

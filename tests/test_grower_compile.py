@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ def compiles():
         count.append(graph)
         return graph
 
+    gc.collect()  # runs that other tests gave up
     torch.compiler.reset()
     count.append(backend)
     yield count
@@ -68,3 +71,15 @@ def test_a_compiled_model_can_be_given_and_grows_in_place(compiles):
     seeds = [p.clone() for p in growth.network.seed_parameters()]
     loop.train(2, net)
     assert any(not torch.equal(a, b) for a, b in zip(seeds, growth.network.seed_parameters(), strict=True))
+
+
+def test_a_run_given_up_leaves_other_models_compiled(compiles):
+    backend = compiles.pop()
+    given_up = Loop()  # its first batch is a measured one, which runs uncompiled
+    net = torch.compile(torch.nn.Linear(2, 2), backend=backend)
+    net(torch.ones(1, 2))
+    assert not compiles
+    del given_up
+    gc.collect()
+    net(torch.ones(1, 2))
+    assert len(compiles) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ class Probe:
 
     An interval is taken to be as long as the one before it. In the first interval the batches 1, 2, 4, 8, … are
     measured, so that the latest measurement is never older than half the interval. A measured batch runs without
-    ``torch.compile``, because recorders would otherwise have to be compiled in and out.
+    ``torch.compile``, because recorders would otherwise have to be compiled in and out. A run that is given up in a
+    measured batch ends that when it is garbage collected.
 
     Args:
         network: The growing network.
@@ -31,6 +33,8 @@ class Probe:
         """Optimizer steps since the interval began."""
         self._expected: int | None = None
         self._open: ExitStack | None = None
+        self._eager = ExitStack()  # apart from the recorders: it must not keep the network, and so this probe, alive
+        weakref.finalize(self, self._eager.close)
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -43,13 +47,14 @@ class Probe:
         due = batch == self._expected if self._expected else batch & (batch - 1) == 0
         if due and self._open is None:
             self._open = ExitStack()
-            self._open.enter_context(uncompiled())
+            self._eager.enter_context(uncompiled())
             self._open.enter_context(self._network.measure())
 
     def _stop(self) -> None:
         if self._open is not None:
             stack, self._open = self._open, None
             stack.close()
+            self._eager.close()
 
     def end_interval(self) -> None:
         """Call before anything is evaluated."""

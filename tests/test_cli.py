@@ -50,3 +50,10 @@ def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["grwo"])
     assert stop.value.code == 2
+
+
+def test_esper_ppo_is_a_command(tmp_path, capsys):
+    assert main(["ppo", "--env", "esper/Locksmith-v0", "--total-steps", "64", "--num-steps", "8", "--num-envs", "4",
+                 "--episodes", "2", "--quiet", "--run-dir", str(tmp_path / "run")]) == 0  # fmt: skip
+    assert (tmp_path / "run" / "config.json").is_file()
+    assert "over 2 episodes" in capsys.readouterr().out

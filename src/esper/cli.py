@@ -17,10 +17,12 @@ import esper
 from esper.commands.grow import GrowCommand
 from esper.commands.listings import BlueprintsCommand, TasksCommand
 from esper.commands.train import TrainCommand
+from esper.simic.command import PPOCommand
 
 Command = (
     Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[GrowCommand, tyro.conf.subcommand("grow")]
+    | Annotated[PPOCommand, tyro.conf.subcommand("ppo")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
     | Annotated[BlueprintsCommand, tyro.conf.subcommand("blueprints")]
 )
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
         prog="esper",
         description="Grow PyTorch networks while they train, steered by a policy that has learned how.",
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        config=(tyro.conf.OmitSubcommandPrefixes,),
     )
     try:
         command.run(Console())

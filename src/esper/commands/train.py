@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
 from esper import simic
+from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation.comparison import Comparison, compare
@@ -59,6 +60,8 @@ class TrainCommand:
     """Price of a doubling of the parameters, in points of score (0.02 is two points)."""
     budget: int | None = None
     """Cap on added parameters of each network; none by default."""
+    variants: Variants = NO_VARIANTS
+    """Ranges from which each episode draws its conditions, so that the controller generalises; off by default."""
     num_workers: int = max(1, min(2, os.cpu_count() or 1))
     """Processes that train the networks; results do not depend on it."""
     eval_episodes: int = 12
@@ -129,6 +132,7 @@ class TrainCommand:
             task,
             reward=RewardConfig(rent=self.rent),
             budget=self.budget,
+            variants=self.variants,
             autoreset_mode=autoreset_mode,
             num_workers=self.num_workers,
         )
@@ -181,6 +185,7 @@ def load_command(run_dir: Path, given: TrainCommand) -> TrainCommand:
     """The command that began the run in ``run_dir``, with the display options of ``given``."""
     stored = json.loads((run_dir / "command.json").read_text(encoding="utf-8"))
     stored["task"] = tuple(stored["task"])
+    stored["variants"] = Variants(**{k: v and tuple(v) for k, v in stored["variants"].items()})
     stored["ppo"] = PPOConfig(**stored["ppo"])
     stored["network"] = NetworkConfig(**stored["network"])
     return TrainCommand(**stored, resume=run_dir, quiet=given.quiet)

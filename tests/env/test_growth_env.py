@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from episodes import flat, play, quick_task, same
 from esper.actions import HEADS, Decision
+from esper.env.episode import Variants
 from esper.env.growth_env import GrowthEnv, GrowthVectorEnv, find_illegal
 from esper.lifecycle import IllegalMoveError, Op
 from esper.observation import ObservationView
@@ -207,3 +208,17 @@ def test_a_bad_action_gets_a_clear_error(make_env):
         env.step(action | {"tempo": np.array([0, 9])})
     with pytest.raises(ValueError, match="expected 2 choices for head 'slot'"):
         env.step(action | {"slot": np.array([0])})
+
+
+@pytest.mark.parametrize("engine", ["stacked", "loop"])
+@pytest.mark.parametrize("task", ["digits", "mnist1d", "breast_cancer"])
+def test_hosts_of_drawn_width_and_depth_differ_in_size(engine, task):
+    variants = Variants(width=(0.5, 2.0), depth=(1, 2))
+    env = GrowthVectorEnv(4, task, variants=variants, engine=engine)
+    env.reset(seed=0)
+    sizes = [report.reading.host_params for report in env.reports]
+    expected = [
+        sum(p.numel() for p in env.task.build_host(width=e.width, depth=e.depth).parameters()) for e in env.episodes
+    ]
+    assert sizes == expected
+    assert len(set(sizes)) > 1

@@ -69,7 +69,7 @@ class Variants:
     label_noise: Range | None = None
     """Share of training labels replaced by random ones, in [0, 1)."""
     width: Range | None = None
-    """Factor on the host's width."""
+    """Factor on the host's width, rounded to quarters so that hosts can share a structure and train in one graph."""
     depth: Range | None = None
     """Layers in each of the host's blocks."""
 
@@ -105,7 +105,7 @@ class Variants:
             learning_rate=task.learning_rate * log_uniform(self.learning_rate, 1.0),
             train_samples=max(task.batch_size, int(samples * log_uniform(self.train_samples, 1.0))),
             label_noise=uniform(self.label_noise, 0.0),
-            width=log_uniform(self.width, 1.0),
+            width=max(1, round(4 * log_uniform(self.width, 1.0))) / 4,
             depth=round(uniform(self.depth, 1)),
         )
 

@@ -61,7 +61,7 @@ def build_episode_host(task: Task, episode: Episode) -> nn.Module:
     """The untrained host of an episode; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(episode.seed)
-        return task.build_host()
+        return task.build_host(width=episode.width, depth=episode.depth)
 
 
 class Run(History):

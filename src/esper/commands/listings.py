@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from esper.growth.blueprints import BLUEPRINTS, SlotSpec, count_parameters
-from esper.tasks import TASKS
+from esper.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,26 @@ class TasksCommand:
     """List the tasks: data, host, slots, horizon."""
 
     def run(self, console: Console) -> None:
-        """Print one row a task."""
-        table = Table(title="Tasks (embedded, no download)")
-        for column in ("task", "what it is", "train / validation / test", "host", "slots", "horizon", "reference"):
-            table.add_column(column, overflow="fold", no_wrap=column == "task")
+        """Print a few lines for each task."""
+        console.print("Tasks (embedded, no download)")
         for name, task_class in TASKS.items():
-            task = task_class()
-            splits = task.splits()
-            sizes = " / ".join(f"{len(x):,}" for x in (splits.train_x, splits.val_x, splits.test_x))
-            host = f"{sum(p.numel() for p in task.build_host().parameters()):,} parameters"
-            horizon = f"{task.horizon} decisions × {task.steps_per_decision} steps × batch {task.batch_size}"
-            table.add_row(name, task.description, sizes, host, ", ".join(task.slots), horizon, task.reference)
-        console.print(table)
+            console.print(f"\n[bold]{name}[/bold]: {task_class.description}", highlight=False)
+            lines = Table.grid(padding=(0, 2), pad_edge=False)
+            for label, text in _facts(task_class()).items():
+                lines.add_row(f"  {label}", text)
+            console.print(lines)
+
+
+def _facts(task: Task) -> dict[str, str]:
+    train, validation, test = task.splits().sizes
+    host_params = sum(p.numel() for p in task.build_host().parameters())
+    facts = {
+        "samples": f"{train:,} training, {validation:,} validation, {test:,} test",
+        "host": f"{host_params:,} parameters; slots {', '.join(task.slots)}",
+        "episode": f"{task.horizon} decisions × {task.steps_per_decision} steps × batch {task.batch_size}",
+        "published": task.reference,
+    }
+    return {label: text for label, text in facts.items() if text}
 
 
 _EXAMPLES = {
@@ -44,10 +52,10 @@ class BlueprintsCommand:
     def run(self, console: Console) -> None:
         """Print one row a blueprint."""
         table = Table(title="Blueprints (parameters in a slot of 16 channels, style add)")
-        for column in ("blueprint", "what it is", *(f"{kind} slot" for kind in _EXAMPLES)):
-            table.add_column(
-                column, justify="right" if column.endswith("slot") else "left", no_wrap=column == "blueprint"
-            )
+        table.add_column("blueprint", no_wrap=True)
+        table.add_column("what it is")
+        for kind in _EXAMPLES:
+            table.add_column(kind, justify="right", no_wrap=True)
         for name, blueprint in BLUEPRINTS.items():
             costs = [
                 f"{count_parameters(name, spec, 'add'):,}" if blueprint.fits(spec) else "—"

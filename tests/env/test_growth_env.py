@@ -6,7 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,9 +33,52 @@ def test_make_vec_builds_it():
     env.close()
 
 
-@pytest.mark.filterwarnings("ignore:.*(not within the observation space|Box observation space|render)")
+@pytest.mark.filterwarnings("ignore:.*Box observation space")  # the checker would like symmetric, normalised boxes
 def test_gymnasiums_checker_passes():
-    check_env(GrowthEnv(quick_task("digits", horizon=4), on_illegal="wait"), skip_render_check=True)
+    env = gymnasium.make("esper/Growth-v0", task=quick_task("digits", horizon=4), on_illegal="wait")
+    check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_episodes_begin_anew_as_under_gymnasiums_own_vectorisation(make_env, mode):
+    """Row by row the same observations, rewards, ends and final observations, over several episodes."""
+    single = [lambda: GrowthEnv(quick_task("digits", horizon=3))] * 2
+    theirs = SyncVectorEnv(single, autoreset_mode=mode)
+    expected, _ = theirs.reset(seed=[7, 8])
+    ours = make_env(horizon=3, autoreset_mode=mode)
+    observation, _ = ours.reset(seed=[env.vector_env._entropy[0] for env in theirs.envs])
+    assert same(observation, expected)
+    policy = RandomPolicy()
+    policy.reset(2, 0)
+    for _ in range(9):
+        action = policy.act(observation)
+        expected, *outcome, expected_info = theirs.step(action)
+        observation, *result, info = ours.step(action)
+        assert same(observation, expected)
+        for mine, other in zip(result, outcome, strict=True):
+            assert np.array_equal(mine, other)
+        assert ("final_obs" in info) == ("final_obs" in expected_info)
+        if "final_obs" in info:
+            assert all(map(same, info["final_obs"], expected_info["final_obs"]))
+            assert np.array_equal(info["final_info"]["score"], expected_info["final_info"]["score"])
+    theirs.close()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_gymnasiums_wrapper_counts_the_episodes(make_env, mode):
+    env = make_env(horizon=3, autoreset_mode=mode)
+    recorded = RecordEpisodeStatistics(env)
+    observation, _ = recorded.reset(seed=0)
+    policy = RandomPolicy()
+    policy.reset(2, 0)
+    seen = 0
+    for _ in range(8):
+        observation, *_, info = recorded.step(policy.act(observation))
+        if "episode" in info:
+            seen += 1
+            assert info["episode"]["l"].tolist() == [3, 3]
+            np.testing.assert_allclose(info["episode"]["r"], info["episode_metrics"]["J"], atol=1e-6)
+    assert seen == 2
 
 
 @several_seeds

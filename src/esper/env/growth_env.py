@@ -66,7 +66,8 @@ class GrowthVectorEnv(VectorEnv):
         budget: Cap on added parameters; ``None`` for no cap.
         blueprints: Names of the blueprints that may be germinated; all others are masked.
         variants: Ranges from which each episode draws its conditions.
-        autoreset_mode: ``SAME_STEP`` (default; the last observation is in ``infos["final_obs"]``) or ``NEXT_STEP``.
+        autoreset_mode: ``SAME_STEP`` (default; the last observation and info of an episode are in
+            ``infos["final_obs"]`` and ``infos["final_info"]``) or ``NEXT_STEP``.
         num_workers: Processes over which the hosts are spread; 1 stays in this process. Results do not depend on it.
         engine: ``"stacked"`` trains all hosts in one graph, ``"loop"`` one after the other (the meaning, slower);
             ``"auto"`` stacks where the task's host allows it.
@@ -184,6 +185,7 @@ class GrowthVectorEnv(VectorEnv):
             info |= self._final_info(terminated)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 info |= {"final_obs": self._rows_observed(terminated), "_final_obs": terminated}
+                info |= {"final_info": self._info(), "_final_info": terminated}
                 self._begin(np.flatnonzero(terminated).tolist())
                 info |= self._info()
         self._reset_next = terminated if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(terminated)

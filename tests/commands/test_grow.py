@@ -28,6 +28,12 @@ def test_grow_on_ones_own_arrays(tmp_path, capsys):
     assert torch.export.load(out / "grown.pt2").module()(torch.zeros(3, 6)).shape == (3, 2)
 
 
+def test_grow_says_when_nothing_was_kept(tmp_path, capsys):
+    options = ["--policy", "wait", "--epochs", "2", "--quiet", "--out", str(tmp_path / "run")]
+    assert main(["grow", "--task", "wine", *options]) == 0
+    assert "the model is the host alone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -35,6 +41,7 @@ def test_grow_on_ones_own_arrays(tmp_path, capsys):
         (["--data", "nowhere.npz"], "nowhere.npz does not exist"),
         (["--policy", "heuristics"], "did you mean heuristic"),
         (["--budget", "1"], "no blueprint is within budget=1"),
+        (["--flops-budget", "0", "--budget", "31"], "flops_budget=0"),
     ],
 )
 def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, capsys):

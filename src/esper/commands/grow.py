@@ -36,6 +36,8 @@ class GrowCommand:
     """heuristic, fixed, random, wait, tamiyo, or the directory of a trained policy."""
     budget: int | None = 5000
     """Cap on added parameters."""
+    flops_budget: int | None = None
+    """Cap on added FLOPs of a forward pass over one sample."""
     rent: float = 0.02
     """Price of a doubling of the parameters, in points of score (0.02 is two points)."""
     epochs: int = 60
@@ -61,6 +63,8 @@ class GrowCommand:
         directory = self._directory()
         growth, score = self.grow(task, console)
         growth.summary(console)
+        if growth.network.added_params == 0:
+            console.print("Nothing that was tried has been kept: the model is the host alone.")
         grown = growth.grown_model().eval()
         splits = task.splits()
         with torch.no_grad():
@@ -101,6 +105,7 @@ class GrowCommand:
             example_input=splits.val_x[:2],
             policy=self.policy,
             budget=self.budget,
+            flops_budget=self.flops_budget,
             rent=self.rent,
             horizon=self.epochs,
             contributions=lambda: evaluate(CONTRIBUTION_SAMPLES),

@@ -35,3 +35,10 @@ def test_links_to_files_lead_somewhere(page):
 def test_an_example_runs(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(example), run_name="__main__")
+
+
+def test_the_page_of_the_observation_is_that_of_its_table():
+    page = runpy.run_path(str(ROOT / "docs" / "observation.py"))["page"]()
+    assert (ROOT / "docs" / "observation.md").read_text(encoding="utf-8") == page, (
+        "run: python docs/observation.py > docs/observation.md"
+    )

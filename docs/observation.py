@@ -13,8 +13,8 @@ PAGE = """# What a controller sees
 
 An observation of a network with S slots is {run} + {slot}·S numbers: {run} about the run, then {slot} about each slot,
 in the order of the slots. Beside them stands the index of each slot's blueprint (−1 where the slot is empty). Every
-known number lies in its range; what lies beyond is clipped. A number that is not known, or does not apply, is **{unknown}**:
-outside every range, so that it cannot be taken for a zero.
+known number lies in its range; what lies beyond is clipped. A number that is not known, or does not apply, is
+**{unknown}**: outside every range, so that it cannot be taken for a zero.
 
 `esper.observation.ObservationView` reads an observation by these names and gives `None` for what is not known;
 `feature_names(S)` lists the names in order. Permuting the slots permutes their numbers and changes nothing else.

@@ -3,8 +3,11 @@
     python benchmarks/recurrent_ppo.py                  # speed and learning, one and two threads
     python benchmarks/recurrent_ppo.py --profile        # where the time of our update goes
 
-CartPole-v1, 16 environments × 128 steps, 4 epochs, batch 512, one shared LSTM of 128 units. Both step the same single
-environments in the same process. Every row is a process of its own, so that the number of threads is what it says.
+CartPole-v1, 16 environments × 128 steps, 4 epochs, batch 512, one shared LSTM of 128 units; neither side normalises
+anything but advantages. Both step the same single environments; a third row is ours with Gymnasium's vectorised
+CartPole, which ``esper ppo --env CartPole-v1`` takes. Each row is a process of its own, so that the number of threads
+is what it says, and they take turns, update by update, so that other load on the machine hits all alike. Medians over
+all updates are compared: of the time on the clock, and of the processor's, which other load disturbs less.
 Needs ``pip install "esper-lite[bench]"``.
 """
 
@@ -16,82 +19,118 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
-from esper.simic import NetworkConfig, PPOConfig, TrainConfig
+from esper.simic import NetworkConfig, PPOConfig, TrainConfig, ppo
+from esper.simic.rollout_buffer import RolloutBuffer, Sequences
 from esper.simic.training.vectorized import Trainer
+from esper.tamiyo.networks import FactoredRecurrentActorCritic, factored_lstm
 
 NUM_ENVS, NUM_STEPS, EPOCHS, BATCH, HIDDEN, LAYER = 16, 128, 4, 512, 128, 64
 STEPS_PER_UPDATE = NUM_ENVS * NUM_STEPS
+WARM_UP = 2
+"""Updates that are not timed."""
+
+Row = dict[str, float]
+Library = Literal["sb3", "esper", "esper-vector"]
 
 
 @dataclass
 class Options:
     updates: int = 30
-    """Updates of each library."""
-    seed: int = 0
+    """Updates of each library and seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Of both libraries."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of PyTorch threads to compare."""
+    output: Path | None = None
+    """Where to write the results as JSON."""
     profile: bool = False
     """Show where the time of our update goes, instead of comparing."""
-    only: Literal["esper", "sb3"] | None = None
-    """Run one library in this process and print its row as JSON; the comparison calls itself with this."""
+    only: Library | None = None
+    """Run one library in this process, for the first seed, and print a row after each update; the comparison calls
+    itself with this."""
 
 
-def our_trainer(seed: int, updates: int) -> Trainer:
-    """A trainer over the same single environments that sb3 steps."""
-    envs = gym.make_vec(
-        "CartPole-v1", NUM_ENVS, vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
-    )
+class Stopwatch:
+    """Seconds of one update, by part: on the clock, and of the processor (``/cpu``)."""
+
+    def __init__(self) -> None:
+        self.row: Row = {}
+        self.returns: deque[float] = deque(maxlen=20)
+        """Of the last episodes."""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        clock, processor = time.perf_counter(), time.process_time()
+        yield
+        self.row[name], self.row[f"{name}/cpu"] = time.perf_counter() - clock, time.process_time() - processor
+
+    def hand_over(self) -> None:
+        """Print the row of this update, and wait for the next turn."""
+        print(json.dumps(self.row | {"return": float(np.mean(self.returns))}), flush=True)
+        sys.stdin.readline()
+
+
+def our_trainer(seed: int, updates: int, *, vectorised: bool = False) -> Trainer:
+    """A trainer over the same single environments that sb3 steps, or over the vectorised form of them."""
+    single = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+    envs = gym.make_vec("CartPole-v1", NUM_ENVS, **({} if vectorised else single))
     config = TrainConfig(
         seed=seed,
         updates=updates,
         num_steps=NUM_STEPS,
         ppo=PPOConfig(epochs=EPOCHS, minibatches=STEPS_PER_UPDATE // BATCH, anneal_learning_rate=False),
         network=NetworkConfig(hidden_dim=HIDDEN, head_dim=LAYER),
+        normalize_observations=False,
+        normalize_rewards=False,
     )
     trainer = Trainer([envs], config)
     trainer.start(None, environment=None, resume=False)
     return trainer
 
 
-def run_esper(options: Options) -> dict[str, float]:
-    trainer = our_trainer(options.seed, options.updates)
-    rows = [trainer.update(trainer.collect()) for _ in range(options.updates)]
-    return summary(
-        [r["collect_seconds"] for r in rows], [r["update_seconds"] for r in rows], [r["return"] for r in rows]
-    )
+def run_esper(seed: int, updates: int, *, vectorised: bool = False) -> None:
+    trainer, watch = our_trainer(seed, updates, vectorised=vectorised), Stopwatch()
+    for _ in range(updates):
+        with watch.part("collect"):
+            rollouts = trainer.collect()
+        with watch.part("update"):
+            trainer.update(rollouts)
+        watch.returns.extend(episode.reward for episode in trainer.collectors[0].episodes)
+        watch.hand_over()
 
 
-def run_sb3(options: Options) -> dict[str, float]:
+def run_sb3(seed: int, updates: int) -> None:
     from sb3_contrib import RecurrentPPO  # noqa: PLC0415 (optional dependency)
     from stable_baselines3.common.env_util import make_vec_env  # noqa: PLC0415
 
-    collect, update, returns = [], [], []
+    watch = Stopwatch()
 
     class Timed(RecurrentPPO):
         def collect_rollouts(self, *args, **kwargs):
-            began = time.perf_counter()
-            result = super().collect_rollouts(*args, **kwargs)
-            collect.append(time.perf_counter() - began)
-            return result
+            with watch.part("collect"):
+                return super().collect_rollouts(*args, **kwargs)
 
         def train(self) -> None:
-            began = time.perf_counter()
-            super().train()
-            update.append(time.perf_counter() - began)
-            returns.append(np.mean([episode["r"] for episode in list(self.ep_info_buffer)[-20:]]))
+            with watch.part("update"):
+                super().train()
+            watch.returns.extend(episode["r"] for episode in list(self.ep_info_buffer)[-20:])
+            watch.hand_over()
 
     sizes = {
         "lstm_hidden_size": HIDDEN,
@@ -101,92 +140,134 @@ def run_sb3(options: Options) -> dict[str, float]:
     }
     model = Timed(
         "MlpLstmPolicy",
-        make_vec_env("CartPole-v1", n_envs=NUM_ENVS, seed=options.seed),
+        make_vec_env("CartPole-v1", n_envs=NUM_ENVS, seed=seed),
         n_steps=NUM_STEPS,
         batch_size=BATCH,
         n_epochs=EPOCHS,
         ent_coef=0.01,
         policy_kwargs=sizes,
-        seed=options.seed,
+        seed=seed,
         device="cpu",
     )
-    model.learn(options.updates * STEPS_PER_UPDATE)
-    return summary(collect, update, returns)
+    model.learn(updates * STEPS_PER_UPDATE)
 
 
-def summary(collect: list[float], update: list[float], returns: list[float]) -> dict[str, float]:
-    """Medians over the updates, the first two left out, for they warm up."""
-    collecting, updating = np.median(collect[2:]), np.median(update[2:])
-    return {
-        "collect": float(collecting),
-        "update": float(updating),
-        "steps_per_second": STEPS_PER_UPDATE / float(collecting + updating),
-        "whole_run": float(np.sum(collect) + np.sum(update)),
-        "return": float(np.nanmean(returns[-5:])),
-    }
+# ---------------------------------------------------------------------- the comparison
+
+LIBRARIES: dict[Library, Callable[[int, int], None]] = {
+    "sb3": run_sb3,
+    "esper": run_esper,
+    "esper-vector": partial(run_esper, vectorised=True),
+}
 
 
 def compare(options: Options) -> None:
-    """One process a row; a table of all."""
-    table = Table(
-        *["library", "threads", "collect 2048 steps", "update 2048 × 4", "steps/s", "whole run", "return at its end"],
-        title=f"CartPole-v1, {options.updates} updates, seed {options.seed}, torch {torch.__version__}",
-    )
+    """A table of medians for each number of threads, and a file of them."""
+    results = []
     for threads in options.threads:
-        rows = {name: in_a_process(name, threads, options) for name in ("sb3", "esper")}
-        for name, row in rows.items():
-            table.add_row(
-                {"sb3": "sb3-contrib RecurrentPPO", "esper": "esper.simic"}[name],
-                str(threads),
-                f"{row['collect']:.3f} s",
-                f"{row['update']:.3f} s",
-                f"{row['steps_per_second']:,.0f}",
-                f"{row['whole_run']:.1f} s",
-                f"{row['return']:.0f}",
-            )
-        ratio = {key: rows["sb3"][key] / rows["esper"][key] for key in ("collect", "update", "whole_run")}
-        faster = rows["esper"]["steps_per_second"] / rows["sb3"]["steps_per_second"]
-        times = [f"{ratio['collect']:.1f}×", f"{ratio['update']:.1f}×", f"{faster:.1f}×", f"{ratio['whole_run']:.1f}×"]
-        table.add_row("[bold]faster by", "", *times, "", end_section=True)
-    Console(width=140).print(table)
+        runs = [in_turns(seed, threads, options.updates) for seed in options.seeds]
+        rows = {name: summary([run[name] for run in runs]) for name in LIBRARIES}
+        title = f"{threads} thread(s), seeds {options.seeds}, {options.updates} updates, torch {torch.__version__}"
+        Console(width=140).print(table_of(rows, title))
+        results.append({"threads": threads, **rows})
+    if options.output is not None:
+        settings = {"updates": options.updates, "seeds": options.seeds, "torch": torch.__version__}
+        options.output.write_text(json.dumps({**settings, "results": results}, indent=2) + "\n")
 
 
-def in_a_process(name: str, threads: int, options: Options) -> dict[str, float]:
-    command = [sys.executable, __file__, "--only", name, "--updates", str(options.updates), "--seed", str(options.seed)]
+def in_turns(seed: int, threads: int, updates: int) -> dict[str, list[Row]]:
+    """Rows of both libraries, which work one at a time."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    children = {}
+    for name in LIBRARIES:
+        command = [sys.executable, __file__, "--only", name, "--updates", str(updates), "--seeds", str(seed)]
+        children[name] = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    rows: dict[str, list[Row]] = {name: [] for name in LIBRARIES}
+    for _ in range(updates):
+        for name, child in children.items():
+            if rows[name]:
+                print(file=child.stdin, flush=True)
+            rows[name].append(json.loads(child.stdout.readline()))
+    for child in children.values():
+        child.communicate("\n")
+    return rows
+
+
+def summary(runs: list[list[Row]]) -> Row:
+    """Medians of the times over the updates of all runs, and the mean return at their ends."""
+    timed = [row for run in runs for row in run[WARM_UP:]]
+    row = {name: float(np.median([row[name] for row in timed])) for name in timed[0] if name != "return"}
+    for kind in ("", "/cpu"):
+        row[f"steps_per_second{kind}"] = STEPS_PER_UPDATE / (row[f"collect{kind}"] + row[f"update{kind}"])
+    row["return"] = float(np.mean([run[-1]["return"] for run in runs]))
+    return row
+
+
+def table_of(rows: dict[str, Row], title: str) -> Table:
+    """All rows, and below each of ours how many times as fast it is."""
+    columns = ["collect", "collect/cpu", "update", "update/cpu", "steps_per_second", "steps_per_second/cpu"]
+    table = Table("", *[name.replace("_per_second", "/s") for name in columns], "return at the end", title=title)
+    for name, row in rows.items():
+        cells = [f"{row[c]:,.0f}" if "steps" in c else f"{row[c]:.3f} s" for c in columns]
+        table.add_row(name, *cells, f"{row['return']:.0f}")
+        if name != "sb3":
+            ratios = [row[c] / rows["sb3"][c] if "steps" in c else rows["sb3"][c] / row[c] for c in columns]
+            table.add_row("  faster by", *[f"{ratio:.1f}×" for ratio in ratios])
+    return table
 
 
 # ---------------------------------------------------------------------- where the time goes
 
-MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward")
+PARTS: dict[str, tuple[Any, str]] = {
+    "collect: act": (FactoredRecurrentActorCritic, "get_action"),
+    "collect: environments": (SyncVectorEnv, "step"),
+    "collect: store": (RolloutBuffer, "add"),
+    "update: lay out minibatches": (Sequences, "batch"),
+    "both: LSTM forward": (factored_lstm, "_remember"),
+    "update: forward, all": (FactoredRecurrentActorCritic, "evaluate_actions"),
+    "update: backward, all": (torch.Tensor, "backward"),
+    "update: clip the gradient": (ppo, "_clip_gradient"),
+    "update: Adam": (torch.optim.Adam, "step"),
+}
+"""What is timed: owner and name of a function."""
 
 
 def show_profile(options: Options) -> None:
-    """Operators of one update by their time, the share of matrix products, and the rate they run at."""
-    trainer = our_trainer(options.seed, options.updates)
-    for _ in range(options.updates):
-        trainer.update(trainer.collect())
-    seconds = []
+    """Milliseconds of the processor, by part, of one collection and one update; and the rate of the matrix products."""
+    trainer = our_trainer(options.seeds[0], options.updates + 3)
     for _ in range(3):
-        rollouts = trainer.collect()
-        seconds.append(trainer.update(rollouts)["update_seconds"])
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         trainer.update(trainer.collect())
+    seconds: dict[str, float] = defaultdict(float)
+    for part, (owner, name) in PARTS.items():
+        setattr(owner, name, timed(getattr(owner, name), part, seconds))
+    collect, update = timed(trainer.collect, "collect", seconds), timed(trainer.update, "update", seconds)
+    for _ in range(options.updates):
+        update(collect())
+    table = Table("part", "ms", title=f"processor time, mean of {options.updates} updates, torch {torch.__version__}")
+    for part in sorted(seconds):
+        table.add_row(part, f"{1e3 * seconds[part] / options.updates:.1f}")
+    rate = update_flops(trainer) / (seconds["update"] / options.updates)
     console = Console(width=140)
-    console.print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15), highlight=False)
-    events = profiler.key_averages()
-    total = sum(event.self_cpu_time_total for event in events)
-    products = sum(event.self_cpu_time_total for event in events if event.key in MATRIX_PRODUCTS)
-    flops = update_flops(trainer)
+    console.print(table)
     console.print(
-        f"update {min(seconds):.3f} s; matrix products (LSTM layers included) {products / total:.0%} of operator time"
-    )
-    console.print(
-        f"matrix products of one update: {flops / 1e9:.1f} GFLOP, so {flops / min(seconds) / 1e9:.0f} GFLOP/s over the "
+        f"matrix products of one update: {update_flops(trainer) / 1e9:.1f} GFLOP, so {rate / 1e9:.0f} GFLOP/s over the "
         f"whole update; this machine multiplies [512, 256] by [256, 512] at {machine_rate() / 1e9:.0f} GFLOP/s"
     )
+
+
+def timed(function: Callable[..., Any], part: str, seconds: dict[str, float]) -> Callable[..., Any]:
+    """``function``, which adds the processor's time to ``seconds``."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        began = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[part] += time.process_time() - began
+
+    return call
 
 
 def update_flops(trainer: Trainer) -> float:
@@ -201,9 +282,9 @@ def machine_rate() -> float:
     a, b = torch.randn(512, 256), torch.randn(256, 512)
     best = float("inf")
     for _ in range(200):
-        began = time.perf_counter()
+        began = time.process_time()
         a @ b
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.process_time() - began)
     return 2.0 * 512 * 256 * 512 / best
 
 
@@ -214,7 +295,7 @@ def main(options: Options) -> None:
         show_profile(options)
     elif options.only:
         warnings.simplefilter("ignore")
-        print(json.dumps({"esper": run_esper, "sb3": run_sb3}[options.only](options)))
+        LIBRARIES[options.only](options.seeds[0], options.updates)
     else:
         compare(options)
 

@@ -16,7 +16,7 @@ from esper.actions import HEADS, Decision
 from esper.env.episode import Variants
 from esper.env.growth_env import GrowthEnv, GrowthVectorEnv, find_illegal
 from esper.lifecycle import IllegalMoveError, Op
-from esper.observation import ObservationView
+from esper.observation import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, UNKNOWN, ObservationView
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy
 
 several_seeds = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,14 +121,37 @@ def test_what_a_mask_allows_is_legal_and_what_it_forbids_raises(make_env, seed):
         observation, *_ = env.step(action)
 
 
-@several_seeds
+KNOWN_LOW = np.array([field.low for field in RUN_FIELDS + 3 * SLOT_FIELDS])
+KNOWN_HIGH = np.array([field.high for field in RUN_FIELDS + 3 * SLOT_FIELDS])
+
+
+@pytest.mark.parametrize("task", ["wine", "mnist1d", "charlm", "digits"])
+@settings(several_seeds, max_examples=2)
 @given(seed=st.integers(0, 2**31))
-def test_every_observation_is_finite_and_in_range(make_env, seed):
-    env = make_env(num_envs=2, budget=5000)
+def test_every_observation_is_finite_and_in_range_or_marked_unknown(make_env, task, seed):
+    env = make_env(num_envs=2, task=task, budget=5000)
     results, _ = play(env, seed=seed, policy_seed=seed)
     for observation, *_ in results:
         assert env.observation_space.contains(observation)
-        assert np.isfinite(observation["features"]).all()
+        numbers = observation["features"]
+        assert np.isfinite(numbers).all()
+        assert (((numbers >= KNOWN_LOW) & (numbers <= KNOWN_HIGH)) | (numbers == UNKNOWN)).all()
+
+
+def test_naming_the_slots_in_another_order_permutes_the_observation():
+    rows = []
+    for order in (1, -1):
+        task = quick_task("digits")
+        task.slots = task.slots[::order]
+        env = GrowthVectorEnv(1, task)
+        env.reset(seed=0)
+        observation, *_ = env.step({name: np.zeros(1, dtype=np.int64) for name in HEADS.names})
+        rows.append(observation["features"][0])
+        env.close()
+    assert np.array_equal(rows[0][:RUN_SIZE], rows[1][:RUN_SIZE])
+    blocks = [row[RUN_SIZE:].reshape(3, -1) for row in rows]
+    assert np.array_equal(blocks[0], blocks[1][::-1])
+    assert not np.array_equal(blocks[0], blocks[1])
 
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit(make_env):
@@ -231,13 +254,67 @@ def test_an_agent_without_masks_can_wait_instead(make_env):
     [
         ({"task": "mnist2d"}, "mnist1d"),
         ({"blueprints": ("konv",)}, "konv"),
+        ({"task": 3}, "name of a task.*got int"),
+        ({"num_envs": 0}, "1 or more, got 0"),
+        ({"num_workers": 0}, "num_workers must be between 1"),
         ({"autoreset_mode": "Disabled"}, "SAME_STEP or NEXT_STEP"),
+        ({"autoreset_mode": "sometimes"}, "SAME_STEP or NEXT_STEP"),
         ({"on_illegal": "ignore"}, "'raise' or 'wait'"),
     ],
 )
 def test_a_bad_argument_gets_a_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GrowthVectorEnv(2, **arguments)
+        GrowthVectorEnv(**{"num_envs": 2, "task": "wine"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episode_seed": [1, 2]}, "unknown reset option.*'episode_seeds'"),
+        ({"episode_seeds": [1]}, "expected 2 episode_seeds"),
+        ({"reset_mask": [True]}, r"reset_mask of shape \[2\], got \[1\]"),
+        ({"reset_mask": [True, False]}, "first reset"),
+    ],
+)
+def test_a_bad_reset_option_gets_a_clear_error(make_env, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_env(task="wine").reset(options=options)
+
+
+def bad_data(folder, kind):
+    """The path of data that cannot be used."""
+    path = folder / "data.npz"
+    x, y = np.random.default_rng(0).normal(size=(200, 4)), np.arange(200) % 2
+    if kind == "nan":
+        x[3, 1] = np.nan
+    if kind == "one class":
+        y[:] = 1
+    if kind == "few samples":
+        x, y = x[:60], y[:60]
+    if kind != "missing":
+        np.savez(path, x=x, y=y)
+    if kind == "corrupt":
+        path.write_bytes(path.read_bytes()[:500])
+    return folder if kind == "directory" else path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "NaN or infinity in 1 of 200 samples"),
+        ("one class", "of one class"),
+        ("few samples", "36 training samples, fewer than one batch of 64"),
+        ("missing", "does not exist"),
+        ("corrupt", r"not a readable \.npz file"),
+        ("directory", r"expected IDX files .*found data\.npz"),
+    ],
+)
+def test_bad_data_get_an_error_of_one_line_that_names_them(tmp_path, kind, message):
+    path = bad_data(tmp_path, kind)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        gymnasium.make_vec("esper/Growth-v0", 2, vectorization_mode="vector_entry_point", task=str(path))
+    assert "\n" not in str(error.value)
+    assert path.stem in str(error.value)
 
 
 def test_a_bad_action_gets_a_clear_error(make_env):

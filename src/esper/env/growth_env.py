@@ -101,16 +101,14 @@ class GrowthVectorEnv(VectorEnv):
     ) -> None:
         if on_illegal not in ("raise", "wait"):
             raise ValueError(f"on_illegal must be 'raise' or 'wait', got '{on_illegal}'")
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
         self.on_illegal = on_illegal
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
-        if self.autoreset_mode is AutoresetMode.DISABLED:
-            raise ValueError(
-                "autoreset_mode must be SAME_STEP or NEXT_STEP; hosts end their episodes at different times"
-            )
+        self.autoreset_mode = _known_mode(autoreset_mode)
         unknown = sorted(set(blueprints) - set(BLUEPRINT_NAMES))
         if unknown:
             raise ValueError(f"unknown blueprint(s) {unknown}; choose among {', '.join(BLUEPRINT_NAMES)}")
-        self.task = get_task(task) if isinstance(task, str) else task
+        self.task = _find_task(task)
         self.num_envs = num_envs
         self.reward_config = reward or RewardConfig()
         self.budget, self.variants = budget, variants
@@ -150,7 +148,7 @@ class GrowthVectorEnv(VectorEnv):
                 ``{"reset_mask": bool [K]}`` resets only the rows that are True.
         """
         options = options or {}
-        rows = np.flatnonzero(options.get("reset_mask", np.ones(self.num_envs, dtype=bool))).tolist()
+        rows = self._rows_to_reset(options)
         if seed is not None or not self._entropy:
             self._seed(seed)
         episode_seeds = options.get("episode_seeds")
@@ -259,6 +257,17 @@ class GrowthVectorEnv(VectorEnv):
             raise ValueError(f"expected one seed or {self.num_envs}, got {len(seed)}")
         self._episode_counts = [0] * self.num_envs
 
+    def _rows_to_reset(self, options: Mapping[str, Any]) -> list[int]:
+        unknown = sorted(set(options) - {"episode_seeds", "reset_mask"})
+        if unknown:
+            raise ValueError(f"unknown reset option(s) {unknown}; expected 'episode_seeds' or 'reset_mask'")
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=bool)
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"expected a reset_mask of shape [{self.num_envs}], got {list(mask.shape)}")
+        if not self._reports and not mask.all():
+            raise ValueError("the first reset() begins an episode in every row; leave reset_mask out")
+        return np.flatnonzero(mask).tolist()
+
     def _begin(self, rows: Sequence[int], episode_seeds: Sequence[int] | None = None) -> None:
         """Begin the next episode of each of these rows (or the one with the given seed)."""
         if not self._reports:
@@ -337,6 +346,24 @@ class GrowthVectorEnv(VectorEnv):
             "penalty": np.array([objective.penalty for objective in self._objectives]),
         }
         return {"episode_metrics": metrics, "_episode_metrics": ended}
+
+
+def _known_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    for known in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+        if mode in (known, known.value):
+            return known
+    raise ValueError(
+        f"autoreset_mode must be SAME_STEP or NEXT_STEP ('SameStep' or 'NextStep'), got {mode!r}; hosts may end their "
+        "episodes at different times"
+    )
+
+
+def _find_task(task: str | Task) -> Task:
+    if isinstance(task, str):
+        return get_task(task)
+    if isinstance(task, Task):
+        return task
+    raise ValueError(f"expected the name of a task, the path of data, or a Task, got {type(task).__name__}")
 
 
 def find_illegal(decision: Decision, masks: Mapping[str, np.ndarray]) -> str | None:

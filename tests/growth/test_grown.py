@@ -147,6 +147,26 @@ def test_a_fossil_has_the_alpha_it_was_fossilized_at() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", [0.5, 1.0])
+def test_becoming_a_fossil_changes_no_bit_of_output_and_gradients(target: float) -> None:
+    case = host_case("image")
+    network = grow(case)
+    for decision in (germinate("conv"), advance(target=target)):
+        network.step(decision)
+    wake(network.slots[0].seed)
+
+    def bits() -> list[torch.Tensor]:
+        loss = case.loss()
+        return [loss, *torch.autograd.grad(loss, [*case.model.parameters(), *network.seed_parameters()])]
+
+    before = bits()
+    network.step(fossilize())
+    seed = network.slots[0].seed
+    assert seed is not None
+    assert seed.whole is (target == 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(), strict=True))
+
+
 def test_an_exported_network_runs_where_esper_is_not_installed(tmp_path: Path) -> None:
     case, network = grown_case("image", "attention")
     torch.export.save(torch.export.export(network.grown_model(), (case.x,)), tmp_path / "grown.pt2")

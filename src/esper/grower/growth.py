@@ -304,8 +304,9 @@ class Growth:
             if self._parallel is not None:
                 self._parallel.renew()
 
-    def _structure(self) -> list[tuple[int, bool]]:
-        return [(id(slot.seed), slot.stage is Stage.TRAINING) for slot in self.network.slots]
+    def _structure(self) -> list[tuple[int, bool, bool]]:
+        slots = self.network.slots
+        return [(id(s.seed), s.stage is Stage.TRAINING, s.seed is not None and s.seed.whole) for s in slots]
 
     # ------------------------------------------------------------------------------------------- the end
 

@@ -51,7 +51,9 @@ def assemble(model: nn.Module, slots: Iterable[Slot]) -> nn.Module:
     targets = [(grown.get_submodule(slot.name), slot) for slot in slots]
     for target, slot in targets:
         assert slot.seed is not None
-        wrapped = GrownModule(target, copy.deepcopy(slot.seed), slot.port)
+        seed = copy.deepcopy(slot.seed)
+        seed.whole = slot.alpha == 1
+        wrapped = GrownModule(target, seed, slot.port)
         for parent in [m for m in grown.modules() if m is not wrapped]:
             for name, child in parent._modules.items():
                 if child is target:

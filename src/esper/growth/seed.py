@@ -83,6 +83,8 @@ class Seed(nn.Module):
         self.blueprint = build_blueprint(blueprint, spec)
         self.style = build_style(style, spec)
         self.register_buffer("alpha", torch.zeros(()))
+        self.whole = False
+        """Alpha is 1 and stays so: the product by it is left out, which changes no bit and costs a pass over h."""
 
     def effect(self, h: Tensor) -> Tensor:
         """What the seed adds to the slot's output ``h`` at alpha 1; the same shape as ``h``."""
@@ -90,7 +92,7 @@ class Seed(nn.Module):
 
     def mix(self, h: Tensor, effect: Tensor) -> Tensor:
         """``h + alpha · effect`` in the dtype of ``h``."""
-        return (h + self.alpha * effect).to(h.dtype)
+        return (h + (effect if self.whole else self.alpha * effect)).to(h.dtype)
 
     def blend(self, h: Tensor) -> Tensor:
         """The slot's output with the seed blended in at ``alpha``; the same shape as ``h``."""

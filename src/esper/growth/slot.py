@@ -209,6 +209,7 @@ class Slot:
     def _write_alpha(self, alpha: float) -> None:
         if self.seed is not None:
             self.seed.alpha.fill_(alpha)
+            self.seed.whole = alpha == 1 and self.life.stage is Stage.FOSSILIZED
 
     # ------------------------------------------------------------------------------------------- the hook
 

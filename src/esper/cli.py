@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 import esper
+from esper.commands.compare import CompareCommand
 from esper.commands.grow import GrowCommand
 from esper.commands.listings import BlueprintsCommand, TasksCommand
 from esper.commands.train import TrainCommand
@@ -21,6 +22,7 @@ from esper.simic.command import PPOCommand
 
 Command = (
     Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[GrowCommand, tyro.conf.subcommand("grow")]
     | Annotated[PPOCommand, tyro.conf.subcommand("ppo")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from esper.actions import BLUEPRINT_NAMES
+from esper.actions import BLUEPRINT_NAMES, STYLES
 from esper.env.growth_env import GrowthVectorEnv
+from esper.evaluation.compute import training_flops
 from esper.lifecycle import Op
 from esper.tamiyo.policy.base import Policy
 
 OnDecision = Callable[[int, int], None]
 """Called with (decisions done, decisions in all) while episodes run."""
+
+SlotState = tuple[str, str | None, float]
+"""(stage, blueprint, alpha) of a slot after a decision."""
+
+Block = tuple[str, str, str, float]
+"""(slot, blueprint, style, alpha) of a seed in a network."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,36 @@ class EpisodeResult:
     """Validation score after every decision, [T + 1]."""
     sizes: list[int]
     """Added parameters after every decision, [T + 1]."""
-    slots: dict[str, list[tuple[str, str | None, float]]]
+    slots: dict[str, list[SlotState]]
     """Slot name → (stage, blueprint, alpha) after every decision, [T + 1]."""
     ops: list[str]
     """Op taken at every decision, [T]."""
+    architecture: list[Block]
+    """(slot, blueprint, style, alpha) of every seed that is blended into the final network."""
+    train_flops: list[float]
+    """FLOPs of training so far, after every decision, [T + 1]; what is counted says :mod:`esper.evaluation.compute`."""
+    rent: float
+    """Price of a doubling of parameters, in points of score."""
+
+    @property
+    def total_params(self) -> int:
+        """Parameters of the final network, host included."""
+        return self.host_params + self.added_params
+
+    @property
+    def test_J(self) -> float:
+        """Objective on test data: test score − rent · log2(parameters / host parameters)."""
+        return self.test_score - self.rent * math.log2(self.total_params / self.host_params)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EpisodeResult:
+        """The result that :meth:`to_json` gave, read back from JSON."""
+        slots = {name: [tuple(state) for state in states] for name, states in data["slots"].items()}
+        return cls(**{**data, "slots": slots, "architecture": [tuple(block) for block in data["architecture"]]})
 
 
 class _Recorder:
@@ -56,7 +86,7 @@ class _Recorder:
         self.scores: list[list[float]] = [[] for _ in range(env.num_envs)]
         self.sizes: list[list[int]] = [[] for _ in range(env.num_envs)]
         self.ops: list[list[str]] = [[] for _ in range(env.num_envs)]
-        self.slots: list[dict[str, list[tuple[str, str | None, float]]]] = [
+        self.slots: list[dict[str, list[SlotState]]] = [
             {name: [] for name in env.task.slots} for _ in range(env.num_envs)
         ]
 
@@ -67,6 +97,14 @@ class _Recorder:
         for name, slot in zip(self.env.task.slots, reading.slots, strict=True):
             blueprint = BLUEPRINT_NAMES[slot.blueprint] if slot.blueprint >= 0 else None
             self.slots[row][name].append((slot.stage.name, blueprint, slot.alpha))
+
+    def architecture(self, row: int) -> list[Block]:
+        slots = zip(self.env.task.slots, self.env.reports[row].reading.slots, strict=True)
+        return [
+            (name, BLUEPRINT_NAMES[slot.blueprint], STYLES[slot.style], slot.alpha)
+            for name, slot in slots
+            if slot.alpha > 0 and slot.style is not None
+        ]
 
 
 def run_episodes(
@@ -117,6 +155,9 @@ def run_episodes(
             sizes=recorder.sizes[row],
             slots=recorder.slots[row],
             ops=recorder.ops[row],
+            architecture=recorder.architecture(row),
+            train_flops=training_flops(env.task, env.episodes[row], recorder.slots[row]),
+            rent=env.episodes[row].rent,
         )
         for row in range(env.num_envs)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def load_policy(directory: str | Path, *, deterministic: bool = True) -> Learned
         ValueError: For a missing, truncated or foreign file.
     """
     return LearnedPolicy(LSTMPolicyBundle.load(Path(directory)), deterministic=deterministic)
+
+
+def trained_on(policy: str | Path) -> tuple[str, ...]:
+    """Tasks that a trained policy has learned on, as its model card (``card.json``) says; empty where it has none."""
+    directory = Path(policy) if Path(policy).is_dir() else SHIPPED
+    card = directory / "card.json"
+    return tuple(json.loads(card.read_text(encoding="utf-8"))["tasks"]) if card.is_file() else ()
 
 
 def make_policy(policy: str | Path | Policy | Rule) -> Policy:

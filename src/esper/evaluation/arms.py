@@ -1,0 +1,203 @@
+"""The arms of a study: everything that Tamiyo is compared with, on equal terms and the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gymnasium.vector import AutoresetMode
+
+from esper.env.growth_env import GrowthVectorEnv
+from esper.env.reward import RewardConfig
+from esper.evaluation.architecture import (
+    Architecture,
+    all_slots_filled,
+    episode_of,
+    random_architectures,
+    train_from_scratch,
+)
+from esper.evaluation.protocol import EpisodeResult, evaluation_seeds, run_episodes
+from esper.evaluation.record import HOST_ALONE
+from esper.tamiyo.policy.base import Policy
+from esper.tamiyo.policy.registry import POLICIES, make_policy
+from esper.tasks import Task, get_task
+
+TAMIYO = "Tamiyo"
+SHUFFLED = "Tamiyo, shuffled observations"
+RANDOM_LEGAL = "random legal"
+FIXED = "fixed schedule"
+HEURISTIC = "heuristic"
+STATIC_EPOCHS = "static-final, equal epochs"
+STATIC_FLOPS = "static-final, equal FLOPs"
+ALL_FILLED = "all slots filled"
+RANDOM_POPULATION = "random architectures"
+BEST_OF_RANDOM = "best of random"
+
+
+def at_rent(arm: str, rent: float) -> str:
+    """Name of the arm that plays under another rent."""
+    return f"{arm}, rent {rent:g}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an arm gets to run on one task."""
+
+    task: str
+    policy: str
+    """Name or directory of the trained policy."""
+    num_seeds: int
+    seed: int
+    rent: float
+    random_architectures: int
+    results: Callable[[str], list[EpisodeResult]]
+    """What another arm, which this one needs, came to on this task."""
+
+    @property
+    def seeds(self) -> list[int]:
+        """Episode seeds of the final comparison; nothing is trained, tuned or chosen on them."""
+        return evaluation_seeds(self.num_seeds, seed=self.seed, purpose="test")
+
+    def play(self, policy: Policy, arm: str) -> list[EpisodeResult]:
+        """A policy on every seed."""
+        env = GrowthVectorEnv(
+            self.num_seeds,
+            self.task,
+            reward=RewardConfig(rent=self.rent),
+            autoreset_mode=AutoresetMode.NEXT_STEP,
+        )
+        try:
+            return run_episodes(env, policy, self.seeds, arm=arm)
+        finally:
+            env.close()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to get a network, and what it is in words."""
+
+    name: str
+    meaning: str
+    run: Callable[[Bench, str], list[EpisodeResult]]
+    """Takes the bench and the arm's name."""
+    needs: tuple[str, ...] = ()
+    """Arms that have to be run before."""
+
+
+def _named(policy: str) -> Callable[[Bench, str], list[EpisodeResult]]:
+    return lambda bench, arm: bench.play(POLICIES[policy](), arm)
+
+
+def _tamiyo(bench: Bench, arm: str) -> list[EpisodeResult]:
+    return bench.play(make_policy(bench.policy), arm)
+
+
+def _shuffled(bench: Bench, arm: str) -> list[EpisodeResult]:
+    policy = make_policy(bench.policy)
+    policy.shuffle_observations = True  # type: ignore[attr-defined]
+    return bench.play(policy, arm)
+
+
+def _grown(bench: Bench) -> list[tuple[EpisodeResult, Architecture]]:
+    return [(result, Architecture(tuple(result.architecture))) for result in bench.results(TAMIYO)]
+
+
+def _static_epochs(bench: Bench, arm: str) -> list[EpisodeResult]:
+    task = get_task(bench.task)
+    return [
+        train_from_scratch(task, episode_of(task, grown.seed, bench.rent), architecture, arm=arm)
+        for grown, architecture in _grown(bench)
+    ]
+
+
+def _static_flops(bench: Bench, arm: str) -> list[EpisodeResult]:
+    task = get_task(bench.task)
+    results = []
+    for grown, architecture in _grown(bench):
+        episode = episode_of(task, grown.seed, bench.rent)
+        decisions = round(grown.train_flops[-1] / architecture.flops_per_decision(task, episode))
+        results.append(train_from_scratch(task, episode, architecture, arm=arm, decisions=decisions))
+    return results
+
+
+def _all_filled(bench: Bench, arm: str) -> list[EpisodeResult]:
+    task = get_task(bench.task)
+    network = all_slots_filled(task)
+    return [train_from_scratch(task, episode_of(task, s, bench.rent), network, arm=arm) for s in bench.seeds]
+
+
+def _random_population(bench: Bench, arm: str) -> list[EpisodeResult]:
+    task = get_task(bench.task)
+    grown = bench.results(TAMIYO)
+    compute = sum(result.train_flops[-1] for result in grown) / len(grown)
+    architectures = _drawn(bench, task)
+    seeds = evaluation_seeds(len(architectures), seed=bench.seed, purpose=arm)
+    results = []
+    for seed, architecture in zip(seeds, architectures, strict=True):
+        episode = episode_of(task, seed, bench.rent)
+        decisions = round(compute / architecture.flops_per_decision(task, episode))
+        results.append(train_from_scratch(task, episode, architecture, arm=arm, decisions=decisions))
+    return results
+
+
+def _drawn(bench: Bench, task: Task) -> list[Architecture]:
+    return list(random_architectures(task, bench.random_architectures, bench.seed))
+
+
+def _best_of_random(bench: Bench, arm: str) -> list[EpisodeResult]:
+    """The architecture whose J on validation data is best, trained anew on every seed; the search is on its bill."""
+    task = get_task(bench.task)
+    population = bench.results(RANDOM_POPULATION)
+    best = max(range(len(population)), key=lambda i: population[i].J)
+    search = sum(result.train_flops[-1] for result in population)
+    results = []
+    for seed in bench.seeds:
+        result = train_from_scratch(task, episode_of(task, seed, bench.rent), _drawn(bench, task)[best], arm=arm)
+        results.append(replace(result, train_flops=[search + flops for flops in result.train_flops]))
+    return results
+
+
+def _at_rent(run: Callable[[Bench, str], list[EpisodeResult]], rent: float) -> Callable[..., list[EpisodeResult]]:
+    return lambda bench, arm: run(replace(bench, rent=rent), arm)
+
+
+def study_arms(rents: tuple[float, ...], random_count: int) -> dict[str, Arm]:
+    """All arms by name, in the order of the report.
+
+    Args:
+        rents: Rents for the front of sizes, of Tamiyo and of the heuristic.
+        random_count: Number of random architectures.
+    """
+    arms = [
+        Arm(HOST_ALONE, "the host, trained without growth", _named("wait")),
+        Arm(RANDOM_LEGAL, "draws every decision uniformly among the legal ones", _named("random")),
+        Arm(FIXED, "the same growth in every run: a convolution (or what fits) into each slot early", _named("fixed")),
+        Arm(
+            HEURISTIC,
+            "written by hand: tries blocks, keeps those whose contribution pays the rent",
+            _named("heuristic"),
+        ),
+        Arm(TAMIYO, "the learned controller", _tamiyo),
+        Arm(SHUFFLED, "the learned controller, shown what happens in other runs", _shuffled),
+        Arm(STATIC_EPOCHS, "the network that Tamiyo grew, trained from scratch for as long", _static_epochs, (TAMIYO,)),
+        Arm(STATIC_FLOPS, "the same, trained from scratch for as many FLOPs", _static_flops, (TAMIYO,)),
+        Arm(ALL_FILLED, "the largest fitting block in every slot from the start", _all_filled),
+        Arm(
+            RANDOM_POPULATION,
+            f"{random_count} random architectures, each trained for as many FLOPs as a growth",
+            _random_population,
+            (TAMIYO,),
+        ),
+        Arm(
+            BEST_OF_RANDOM,
+            "the best of those on validation data, trained anew; its FLOPs include the search",
+            _best_of_random,
+            (RANDOM_POPULATION,),
+        ),
+    ]
+    for rent in rents:
+        arms.append(Arm(at_rent(TAMIYO, rent), f"Tamiyo under a rent of {rent:g}", _at_rent(_tamiyo, rent)))
+    for rent in rents:
+        run = _at_rent(_named("heuristic"), rent)
+        arms.append(Arm(at_rent(HEURISTIC, rent), f"the heuristic under a rent of {rent:g}", run))
+    return {arm.name: arm for arm in arms}

@@ -1,0 +1,230 @@
+"""The claims about growth and about the learned controller, judged by the intervals of a study."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from esper.evaluation import arms
+from esper.evaluation.protocol import EpisodeResult
+from esper.evaluation.statistics import (
+    Interval,
+    Scores,
+    bootstrap,
+    interquartile_mean,
+    paired_difference,
+    probability_of_improvement,
+)
+from esper.growth.blueprints import BLUEPRINTS, convolution
+
+Read = Callable[[EpisodeResult], float]
+"""What is compared."""
+
+CONVOLUTIONS = tuple(name for name, kind in BLUEPRINTS.items() if kind.__module__ == convolution.__name__)
+"""Blueprints that mix neighbouring positions."""
+
+
+def score_on_test(result: EpisodeResult) -> float:
+    """Score on test data, in [0, 1]."""
+    return result.test_score
+
+
+def objective_on_test(result: EpisodeResult) -> float:
+    """J on test data: the score less the rent for the parameters."""
+    return result.test_J
+
+
+def total_flops(result: EpisodeResult) -> float:
+    """FLOPs of the whole training."""
+    return result.train_flops[-1]
+
+
+def kept_convolutions(result: EpisodeResult) -> float:
+    """Number of convolutional blocks in the final network."""
+    return float(sum(blueprint in CONVOLUTIONS for _, blueprint, _, _ in result.architecture))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results of a study, by task and arm."""
+
+    results: dict[tuple[str, str], list[EpisodeResult]]
+    trained_on: tuple[str, ...] = ()
+    """Tasks that the learned controller has been trained on, as far as is known."""
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks, in order."""
+        return list(dict.fromkeys(task for task, _ in self.results))
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms, in order."""
+        return list(dict.fromkeys(arm for _, arm in self.results))
+
+    def scores(self, arm: str, read: Read, tasks: Sequence[str] | None = None) -> Scores:
+        """One value a seed, by task."""
+        return {task: [read(r) for r in self.results[task, arm]] for task in tasks or self.tasks}
+
+    def rows(self) -> list[Row]:
+        """One row for each task and arm."""
+        return [self._row(task, arm) for task, arm in self.results]
+
+    def _row(self, task: str, arm: str) -> Row:
+        of = lambda read: bootstrap(self.scores(arm, read, [task]), interquartile_mean)  # noqa: E731
+        paired = arm != arms.TAMIYO and len(self.results[task, arm]) == len(self.results[task, arms.TAMIYO])
+        paired &= arm != arms.RANDOM_POPULATION
+        mine, theirs = (self.scores(a, objective_on_test, [task]) for a in (arms.TAMIYO, arm))
+        return Row(
+            task,
+            arm,
+            len(self.results[task, arm]),
+            of(score_on_test),
+            of(lambda r: float(r.total_params)),
+            of(total_flops),
+            of(objective_on_test),
+            paired_difference(mine, theirs) if paired else None,
+            probability_of_improvement(mine, theirs) if arm != arms.TAMIYO else None,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm on one task: interquartile means with 95 % intervals."""
+
+    task: str
+    arm: str
+    episodes: int
+    test_score: Interval
+    total_params: Interval
+    train_flops: Interval
+    test_J: Interval
+    difference: Interval | None
+    """Mean of J(Tamiyo) − J(arm) on test data over paired seeds."""
+    improvement: Interval | None
+    """Probability that an episode of Tamiyo comes to a higher J on test data than one of this arm."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison that a claim rests on."""
+
+    what: str
+    interval: Interval
+    threshold: float
+    """The whole interval must lie above it."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval shows it."""
+        return self.interval.low > self.threshold
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what speaks for or against it."""
+
+    title: str
+    checks: tuple[Check, ...]
+
+    @property
+    def verdict(self) -> str:
+        """``holds`` if every check does, ``fails`` if none does, else ``holds in part``."""
+        held = sum(check.holds for check in self.checks)
+        return "holds" if held == len(self.checks) else "holds in part" if held else "fails"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        checks = [{**asdict(check), "holds": check.holds} for check in self.checks]
+        return {"title": self.title, "verdict": self.verdict, "checks": checks}
+
+
+def claims(table: Table, rents: Sequence[float]) -> list[Claim]:
+    """The four claims, in rising order."""
+    return [_growth_works(table), _growth_helps(table), _controller_matters(table), _knows_when_not_to(table, rents)]
+
+
+def _difference(table: Table, read: Read, arm: str, other: str, tasks: Sequence[str] | None = None) -> Interval:
+    return paired_difference(table.scores(arm, read, tasks), table.scores(other, read, tasks))
+
+
+def _growth_works(table: Table) -> Claim:
+    cheaper = lambda r: -math.log2(total_flops(r))  # noqa: E731
+    return Claim(
+        "Growth works: no worse than the grown network trained from scratch, for fewer FLOPs",
+        (
+            Check(
+                "test score: grown − static-final (equal epochs)",
+                _difference(table, score_on_test, arms.TAMIYO, arms.STATIC_EPOCHS),
+                -0.005,
+            ),
+            Check(
+                "training FLOPs saved: log2(static-final, equal epochs / grown)",
+                _difference(table, cheaper, arms.TAMIYO, arms.STATIC_EPOCHS),
+                0.0,
+            ),
+        ),
+    )
+
+
+def _growth_helps(table: Table) -> Claim:
+    mine, theirs = (table.scores(arm, objective_on_test) for arm in (arms.TAMIYO, arms.RANDOM_POPULATION))
+    return Claim(
+        "Growth helps: better than the same network from scratch, and than random architectures of equal compute",
+        (
+            Check(
+                "test score: grown − static-final (equal epochs)",
+                _difference(table, score_on_test, arms.TAMIYO, arms.STATIC_EPOCHS),
+                0.0,
+            ),
+            Check(
+                "test score: grown − static-final (equal FLOPs)",
+                _difference(table, score_on_test, arms.TAMIYO, arms.STATIC_FLOPS),
+                0.0,
+            ),
+            Check(
+                "probability of a higher J (score less rent for parameters) than a random architecture",
+                probability_of_improvement(mine, theirs),
+                0.5,
+            ),
+        ),
+    )
+
+
+def _controller_matters(table: Table) -> Claim:
+    unseen = [task for task in table.tasks if task not in table.trained_on]
+    groups = {"tasks in training": [t for t in table.tasks if t in table.trained_on], "unseen tasks": unseen}
+    others = (arms.RANDOM_LEGAL, arms.FIXED, arms.HEURISTIC, arms.SHUFFLED)
+    return Claim(
+        "The learned controller matters: above every other controller, on tasks in training and on unseen ones",
+        tuple(
+            Check(
+                f"J on test data, {group}: Tamiyo − {other}",
+                _difference(table, objective_on_test, arms.TAMIYO, other, tasks),
+                0.0,
+            )
+            for group, tasks in groups.items()
+            if tasks
+            for other in others
+        ),
+    )
+
+
+def _knows_when_not_to(table: Table, rents: Sequence[float]) -> Claim:
+    checks = []
+    if {"mnist1d", "mnist1d_shuffled"} <= set(table.tasks):
+        kept = table.scores(arms.TAMIYO, kept_convolutions)
+        spared = paired_difference({"": kept["mnist1d"]}, {"": kept["mnist1d_shuffled"]})
+        checks.append(Check("convolutions kept: mnist1d − mnist1d_shuffled", spared, 0.0))
+    for low, high in pairwise(rents):
+        size = lambda r: math.log2(r.total_params / r.host_params)  # noqa: E731
+        shrunk = _difference(table, size, arms.at_rent(arms.TAMIYO, low), arms.at_rent(arms.TAMIYO, high))
+        checks.append(Check(f"doublings of the parameters: rent {low:g} − rent {high:g}", shrunk, 0.0))
+    return Claim("It knows when not to grow: no needless convolutions, and rent steers the size", tuple(checks))

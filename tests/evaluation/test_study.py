@@ -1,0 +1,128 @@
+"""A study runs every arm, goes on where it stopped, counts its compute rightly and ends in a page a browser shows."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from episodes import quick_task
+from esper.cli import main
+from esper.env.growth_env import GrowthVectorEnv
+from esper.evaluation.architecture import Architecture, episode_of, random_architectures, train_from_scratch
+from esper.evaluation.compute import training_flops
+from esper.evaluation.protocol import EpisodeResult, run_episodes
+from esper.evaluation.study import StudyConfig
+from esper.simic.training.config import NetworkConfig
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def test_compute_is_what_the_flop_counter_sees():
+    task = quick_task("mnist1d", horizon=1)
+    episode = episode_of(task, 0, 0.02)
+    dormant = {name: [("DORMANT", None, 0.0)] * 2 for name in task.slots}
+    model = task.build_host()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(task.splits().train_x[: task.batch_size])
+    assert training_flops(task, episode, dormant) == [0.0, 3.0 * task.steps_per_decision * counter.get_total_flops()]
+    grown = {**dormant, task.slots[0]: [("DORMANT", None, 0.0), ("TRAINING", "conv", 0.0)]}
+    assert training_flops(task, episode, grown)[1] > training_flops(task, episode, dormant)[1]
+
+
+def test_an_empty_architecture_is_the_host_alone():
+    env = GrowthVectorEnv(1, quick_task("digits", horizon=3), autoreset_mode="NextStep", engine="loop")
+    alone = run_episodes(env, WaitPolicy(), [7], arm="host alone")[0]
+    scratch = train_from_scratch(env.task, episode_of(env.task, 7, 0.02), Architecture(()), arm="empty")
+    assert scratch.scores == alone.scores
+    assert scratch.test_score == alone.test_score
+    assert scratch.train_flops == alone.train_flops
+
+
+def test_a_grown_architecture_is_trained_from_scratch_with_as_many_parameters():
+    env = GrowthVectorEnv(1, quick_task("digits", horizon=8), autoreset_mode="NextStep", engine="loop")
+    grown = run_episodes(env, FixedSchedulePolicy(), [7], arm="fixed")[0]
+    assert EpisodeResult.from_json(json.loads(json.dumps(grown.to_json()))) == grown
+    architecture = Architecture(tuple(grown.architecture))
+    scratch = train_from_scratch(env.task, episode_of(env.task, 7, 0.02), architecture, arm="scratch", decisions=2)
+    assert len(architecture.blocks) == 3
+    assert scratch.added_params == grown.added_params
+    assert scratch.architecture == grown.architecture
+    assert len(scratch.scores) == 3
+
+
+def test_random_architectures_depend_on_the_seed_alone():
+    task = quick_task("digits")
+    assert random_architectures(task, 5, seed=1) == random_architectures(task, 5, seed=1)
+    assert random_architectures(task, 5, seed=1) != random_architectures(task, 5, seed=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small but real study of an untrained policy, on one task."""
+    from esper import simic  # noqa: PLC0415
+    from esper.simic.training.config import TrainConfig  # noqa: PLC0415
+
+    directory = tmp_path_factory.mktemp("study")
+    env = GrowthVectorEnv(2, quick_task("wine", horizon=4))
+    config = TrainConfig(updates=1, num_steps=4, network=NetworkConfig(hidden_dim=16), normalize_observations=False)
+    simic.train([env], config=config, run_dir=directory / "run").policy.save(directory / "policy")
+    policy, out = str(directory / "policy"), str(directory / "out")
+    arguments = ["compare", "--task", "wine", "--policy", policy, "--out", out, "--quiet"]
+    arguments += ["--seeds", "2", "--rents", "0.01", "0.04", "--random-architectures", "2", "--workers", "2"]
+    assert main(arguments) == 0
+    return directory / "out", arguments
+
+
+def test_every_arm_is_in_the_report(finished):
+    directory, _ = finished
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
+    assert len(comparison["claims"]) == 4
+    assert len({row["arm"] for row in comparison["rows"]}) == 15
+    for row in comparison["rows"]:
+        assert row["arm"] in page or "rent" in row["arm"]
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_a_study_goes_on_where_it_stopped(finished):
+    directory, arguments = finished
+    kept, lost = sorted((directory / "results").iterdir())[:2]
+    before, again = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
+    assert main(arguments) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert lost.read_bytes() == again
+
+
+def test_other_settings_are_refused(finished, capsys):
+    _, arguments = finished
+    assert main([*arguments, "--seed", "5"]) == 2
+    assert "other settings (seed)" in capsys.readouterr().err
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="--seeds"):
+        StudyConfig(seeds=1).check()
+    with pytest.raises(ValueError, match="learned policy"):
+        StudyConfig(policy="heuristic").check()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_report_without_complaint(finished, tmp_path):
+    directory, _ = finished
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]  # fmt: skip
+    shown = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path}", "--dump-dom", (directory / "report.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "Verdicts" in shown.stdout
+    assert "CONSOLE" not in shown.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ TRUST_RADIUS = 0.5
 """RMS of an isolated seed's effect, relative to its slot's activation, at which its gradient comes to rest."""
 
 
-def isolated_gradient(grad: Tensor, h: Tensor, effect: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+def _rms(x: Tensor) -> Tensor:
+    return x.float().square().mean().sqrt()
+
+
+def isolated_gradient(grad: Tensor, h: Tensor, effect: Tensor, rms: Callable[[Tensor], Tensor] = _rms) -> Tensor:
     """The gradient that a seed in isolation gets at its ``effect``: the host's own gradient, within a trust region.
 
         grad + price · effect,   price = rms(grad) / (TRUST_RADIUS · rms(h))
@@ -29,14 +34,10 @@ def isolated_gradient(grad: Tensor, h: Tensor, effect: Tensor, dim: tuple[int, .
         grad: Gradient of the loss at the slot's output, the shape of ``h``.
         h: The slot's output.
         effect: What the seed would add to it.
-        dim: Dimensions over which the RMS is taken; ``None`` for all. Stacked hosts keep theirs apart.
+        rms: Root mean square, in a shape that broadcasts; over everything by default. Stacked hosts keep theirs apart.
     """
-    price = _rms(grad, dim) / (TRUST_RADIUS * _rms(h, dim) + torch.finfo(torch.float32).tiny)
+    price = rms(grad) / (TRUST_RADIUS * rms(h) + torch.finfo(torch.float32).tiny)
     return (grad + price * effect).to(effect.dtype)
-
-
-def _rms(x: Tensor, dim: tuple[int, ...] | None) -> Tensor:
-    return x.float().square().mean(dim, keepdim=True).sqrt()
 
 
 class _StraightThrough(Function):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from esper.env.engine.stacking.memory import add_to_rows, cat_rows, pick_rows, take_rows
+from esper.env.engine.stacking.memory import add_to_rows, cat_rows, pick_rows, relaid, take_rows
 from esper.env.engine.stacking.template import Template
 from esper.env.engine.stacking.values import Stacked
 from esper.growth.blueprints import SlotSpec
@@ -97,17 +97,20 @@ class Group:
         self.full = all(alpha == 1.0 for alpha in alphas if alpha is not None)
 
     def effect_gradient(self, gradient: Tensor, h: Tensor, effect: Tensor) -> Tensor:
-        """The gradient at this group's effect ``[n, ...]``, given that at the slot's output ``[K, ...]``."""
+        """The gradient at this group's effect ``[n, ...]``, given that at the slot's output ``[K, ...]``.
+
+        It lies in memory as the effect does, so that sums over it run in the same order whichever seeds there are.
+        """
         if not len(self.isolated):
-            return self._felt_gradient(gradient)
+            return relaid(self._felt_gradient(gradient), effect)
         alone = isolated_gradient(
             take_rows(gradient, self.isolated_rows),
             take_rows(h, self.isolated_rows),
             pick_rows(effect, self.isolated),
-            dim=tuple(range(1, h.dim())),
+            lambda x: _spread(rms_per_row(x), x),
         )
         if not len(self.felt):
-            return alone
+            return relaid(alone, effect)
         total = torch.empty_like(effect)
         total[self.isolated] = alone
         total[self.felt] = self._felt_gradient(gradient)
@@ -131,7 +134,7 @@ class Group:
         parts = [deltas[0], deltas[1] * hs[1]]
         if gated:
             w, b = (p.data[adding + multiplying :] for p in (weight, bias))
-            parts.append(torch.sigmoid(hs[2] * _per_channel(w, spec) + _per_channel(b, spec)) * deltas[2])
+            parts.append(deltas[2] * torch.sigmoid(hs[2] * _per_channel(w, spec) + _per_channel(b, spec)))
         return cat_rows([part for part in parts if len(part)])
 
 
@@ -155,9 +158,9 @@ class Measurement:
 
 
 def rms_per_row(x: Tensor) -> Tensor:
-    """``[K, ...]`` → ``[K]``."""
-    flat = x.detach().float()
-    return flat.square().mean(tuple(range(1, x.dim()))).sqrt()
+    """``[K, N, ...]`` → ``[K]``; sample by sample, so that a row's sum has one order whatever the others are."""
+    per_sample = x.detach().float().square().mean(tuple(range(2, x.dim())))
+    return per_sample.contiguous().mean(1).sqrt()
 
 
 class JoinedSlot:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from statistics import median
 
@@ -160,8 +162,12 @@ def main() -> None:
     for comparison in comparisons:
         print(comparison)
     if options.output is not None:
-        settings = {"torch": torch.__version__, "threads": 1, "repeats": options.repeats, "batch": list(x.shape)}
-        results = {"settings": settings, "results": [asdict(c) for c in comparisons]}
+        results = {
+            "date": date.today().isoformat(),
+            "hardware": f"{platform.machine()}, 1 thread, PyTorch {torch.__version__}",
+            "settings": {"repeats": options.repeats, "batch": list(x.shape), "clock": "process"},
+            "results": [asdict(c) for c in comparisons],
+        }
         options.output.write_text(json.dumps(results, indent=2) + "\n")
 
 

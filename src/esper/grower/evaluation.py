@@ -16,14 +16,14 @@ Evaluate = Callable[[], tuple[float, float]]
 """Evaluates the network as it is now on validation data: (loss, score), the score in [0, 1], higher is better."""
 
 
-def collect(evaluate: Evaluate, *, finite: bool) -> tuple[float, float]:
-    """(loss, score) as ``evaluate`` returns them, averaged over the ranks.
+def collect(evaluate: Evaluate, *, finite: bool, name: str = "evaluate") -> tuple[float, float]:
+    """(loss, score) as ``evaluate`` returns them, averaged over the ranks; the arguments are those of :func:`checked`.
 
     Raises:
         ValueError: On every rank, if one of them got something else.
     """
     try:
-        mine: tuple[float, float] | str = checked(evaluate(), finite=finite)
+        mine: tuple[float, float] | str = checked(evaluate(), finite=finite, name=name)
     except ValueError as error:
         if ranks.world_size() == 1:
             raise
@@ -35,13 +35,14 @@ def collect(evaluate: Evaluate, *, finite: bool) -> tuple[float, float]:
     return sum(loss for loss, _ in pairs) / len(pairs), sum(score for _, score in pairs) / len(pairs)
 
 
-def checked(result: Any, *, finite: bool) -> tuple[float, float]:
+def checked(result: Any, *, finite: bool, name: str = "evaluate") -> tuple[float, float]:
     """``result`` as (loss, score).
 
     Args:
         result: What ``evaluate()`` returned.
         finite: Whether the loss must be finite; otherwise a loss that is not counts as divergence, with a score of 0 if
             it has none.
+        name: What the user knows the function by.
 
     Raises:
         ValueError: If it is anything else.
@@ -50,18 +51,18 @@ def checked(result: Any, *, finite: bool) -> tuple[float, float]:
         loss, score = (float(value) for value in result)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"evaluate() must return a pair of numbers, (loss, score); got {result!r}. Does it end with a return?"
+            f"{name}() must return a pair of numbers, (loss, score); got {result!r}. Does it end with a return?"
         ) from error
     if not finite and not math.isfinite(loss):
         return loss, score if 0 <= score <= 1 else 0.0
     if not math.isfinite(loss):
         raise ValueError(
-            f"evaluate() returned the loss {loss}, and no good state is left to go back to; check the data and the "
+            f"{name}() returned the loss {loss}, and no good state is left to go back to; check the data and the "
             "model, or build Growth after the first epoch"
         )
     if not 0 <= score <= 1:
         raise ValueError(
-            f"evaluate() must return a score in [0, 1], higher is better, got {score}; give accuracy as a share, and "
+            f"{name}() must return a score in [0, 1], higher is better, got {score}; give accuracy as a share, and "
             "map an unbounded measure m to the range, as exp(-m) does for a loss"
         )
     return loss, score

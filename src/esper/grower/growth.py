@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from esper.grower.evaluation import Evaluate, checked, collect, in_evaluation, r
 from esper.grower.export import export_model
 from esper.grower.probe import Probe, compile_afresh, uncompiled
 from esper.grower.step import Step, slots_table, summary
+from esper.grower.undo import all_or_nothing, keep_books
 from esper.growth.attribution import contributions
-from esper.growth.governor import Governor
+from esper.growth.governor import Governor, Snapshot
 from esper.growth.history import History
 from esper.growth.network import Event, GrowingNetwork
 from esper.growth.propose import propose_slots
@@ -171,28 +172,33 @@ class Growth:
             What was measured and decided.
 
         Raises:
-            ValueError: If ``evaluate`` returns anything but a loss and a score in [0, 1], or ``train_loss`` is not a
-                number. Nothing has changed then; if the loss is not finite, the run has been rolled back first.
+            ValueError: If ``evaluate`` or ``contributions`` returns anything but a loss and a score in [0, 1], or
+                ``train_loss`` is not a number.
+
+        After an error nothing has changed, whoever raised it; a rollback is taken back too.
         """
         if not callable(evaluate):
             raise ValueError(f"step() takes the function evaluate() -> (loss, score), got {type(evaluate).__name__}")
         train_loss = training_loss(train_loss)
-        self._probe.end_interval()
-        with in_evaluation(self.network.model):
-            loss, score = self._measure(evaluate)
-            rolled_back, events = self._watch(loss, train_loss)
-            if rolled_back:
-                loss, score = self._measure(evaluate)
-                checked((loss, score), finite=True)
-            self._average_statistics()
-            found, evaluations, seconds = self._attribute(evaluate, (loss, score))
         run = self._run
-        run.decision += 1
-        run.rolled_back = rolled_back
-        run.learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        if train_loss is not None:
-            run.train_losses.append(train_loss)
-        run.record(loss, score)
+        with all_or_nothing() as undo:
+            undo.callback(self._probe.resume_interval)
+            keep_books(undo, self.network, run, self._governor)
+            self._probe.end_interval()
+            with in_evaluation(self.network.model):
+                loss, score = self._measure(evaluate)
+                rolled_back, events = self._watch(loss, train_loss, undo)
+                if rolled_back:
+                    loss, score = self._measure(evaluate)
+                    checked((loss, score), finite=True)
+                ranks.average_statistics(self.network)
+                found, evaluations, seconds = self._attribute(evaluate, (loss, score))
+            run.decision += 1
+            run.rolled_back = rolled_back
+            run.learning_rate = float(self.optimizer.param_groups[0]["lr"])
+            if train_loss is not None:
+                run.train_losses.append(train_loss)
+            run.record(loss, score)
         if self._governor is not None and not rolled_back:
             self._governor.take_snapshot()
         state = {s.name: (s.stage.name, s.blueprint, s.alpha) for s in self.network.slots}
@@ -223,27 +229,23 @@ class Growth:
         """Mean over the ranks of what ``evaluate`` returns, checked on all of them."""
         return collect(evaluate, finite=self._governor is None)
 
-    def _watch(self, loss: float, train_loss: float | None) -> tuple[bool, list[Event]]:
+    def _watch(self, loss: float, train_loss: float | None, undo: ExitStack) -> tuple[bool, list[Event]]:
         """Let the governor look; whether it rolled back, and what it changed."""
         if self._governor is None:
             return False, []
         (watched,) = ranks.mean([loss if train_loss is None else train_loss])
         if not self._governor.check(float("nan") if watched is None or not np.isfinite(loss) else watched):
             return False, []
-        self._average_statistics()
+        ranks.average_statistics(self.network)
+        undo.callback(self._restore, self._governor.present())
         with self._restructuring():
             return True, self._governor.roll_back()
 
-    def _average_statistics(self) -> None:
-        """Every rank has seen other batches; what policies and governor read must agree."""
-        if ranks.world_size() == 1:
-            return
-        books = [(slot.statistics, name) for slot in self.network.slots for name in vars(slot.statistics)]
-        books.append((self.network, "host_gradient_rms"))  # type: ignore[arg-type]
-        values = [getattr(book, name) for book, name in books]
-        averaged = ranks.mean([None if v is None else float(v) for v in values])
-        for (book, name), value in zip(books, averaged, strict=True):
-            setattr(book, name, None if value is None else torch.tensor(value))
+    def _restore(self, state: Snapshot) -> None:
+        """Make model, optimizer and growth what they were."""
+        assert self._governor is not None
+        with self._restructuring():
+            self._governor.restore(state)
 
     def _attribute(self, evaluate: Evaluate, as_is: tuple[float, float]) -> tuple[dict[str, float], int, float]:
         """Contributions by slot, the evaluations that they took, and the seconds."""
@@ -251,12 +253,13 @@ class Growth:
             return {}, 0, 0.0
         asked = evaluate if self._contributions is True else self._contributions
         assert callable(asked)
+        name = "evaluate" if asked is evaluate else "contributions"
         count = 0
 
         def answer() -> tuple[float, float]:
             nonlocal count
             count += 1
-            return collect(asked, finite=False)
+            return collect(asked, finite=False, name=name)
 
         began = time.perf_counter()
         with uncompiled(), random_state_kept(self.network.model):

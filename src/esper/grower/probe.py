@@ -60,6 +60,10 @@ class Probe:
         """Call before anything is evaluated."""
         self._stop()
 
+    def resume_interval(self) -> None:
+        """Call when the interval goes on after all."""
+        self._start_if_due()
+
     def begin_interval(self) -> None:
         """Call when the next batch is one of training."""
         self._expected = self.steps or self._expected

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,6 +43,18 @@ def mean(values: Sequence[float | None]) -> list[float | None]:
     """The means over the ranks; ``None`` where a rank does not know the value."""
     columns = zip(*gather(list(values)), strict=True)
     return [None if None in column else sum(column) / len(column) for column in columns]
+
+
+def average_statistics(network: GrowingNetwork) -> None:
+    """Every rank has seen other batches; what policies and governor read must agree."""
+    if world_size() == 1:
+        return
+    books = [(slot.statistics, name) for slot in network.slots for name in vars(slot.statistics)]
+    books.append((network, "host_gradient_rms"))  # type: ignore[arg-type]
+    values = [getattr(book, name) for book, name in books]
+    averaged = mean([None if v is None else float(v) for v in values])
+    for (book, name), value in zip(books, averaged, strict=True):
+        setattr(book, name, None if value is None else torch.tensor(value))
 
 
 class _HostAndSeeds(nn.Module):

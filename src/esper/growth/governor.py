@@ -27,7 +27,7 @@ LOUD = 10.0
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A good state of a run. Nothing in it is shared with the run."""
+    """A state of a run. Nothing in it is shared with the run."""
 
     model: dict[str, Tensor]
     growth: dict[str, Any]
@@ -76,7 +76,11 @@ class Governor:
 
     def take_snapshot(self) -> None:
         """Remember the present state as good."""
-        self.snapshot = Snapshot(
+        self.snapshot = self.present()
+
+    def present(self) -> Snapshot:
+        """The present state of the run."""
+        return Snapshot(
             model={name: value.detach().clone() for name, value in self.network.model.state_dict().items()},
             growth=self.network.state_dict(),
             optimizer=None if self.optimizer is None else copy.deepcopy(self.optimizer.state_dict()),
@@ -108,11 +112,15 @@ class Governor:
         return _all_finite(self.network.seed_parameters())
 
     def _restore(self) -> None:
-        """Make the run what the snapshot says."""
-        self.network.load_state_dict(self.snapshot.growth)
-        self.network.model.load_state_dict(self.snapshot.model)
-        if self.optimizer is not None and self.snapshot.optimizer is not None:
-            _restore_optimizer(self.optimizer, self.snapshot.optimizer)
+        """Make the run what the last good snapshot says."""
+        self.restore(self.snapshot)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make the run what ``snapshot`` says; the settings of the optimizer's groups stay as they are."""
+        self.network.load_state_dict(snapshot.growth)
+        self.network.model.load_state_dict(snapshot.model)
+        if self.optimizer is not None and snapshot.optimizer is not None:
+            _restore_optimizer(self.optimizer, snapshot.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """The running band, and the snapshot."""

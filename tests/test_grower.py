@@ -14,6 +14,7 @@ from torch import nn
 import esper
 from esper.actions import Decision
 from esper.evaluation.figure import GrowthRecord, growth_figure
+from esper.grower.observe import observe
 from esper.growth.governor import Governor
 from esper.lifecycle import IllegalMoveError, Op
 from esper.observation import encode
@@ -58,7 +59,7 @@ def test_observations_are_those_of_the_encoder():
     loop = Loop().script(*GROWN)
     loop.epochs(2)
     features, blueprints = encode(loop.growth._run.reading(loop.growth.network))
-    observation = loop.growth._observe()
+    observation = observe(loop.growth._run, loop.growth.network)
     assert np.array_equal(observation["features"][0], features)
     assert np.array_equal(observation["blueprints"][0], blueprints)
     assert observation["features"].dtype == np.float32

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 
+from esper.actions import Decision
 from esper.growth.governor import Governor
+from esper.lifecycle import IllegalMoveError, Op
+from esper.tamiyo.policy.rules import HeuristicPolicy
 from growing import Loop
 from growth.hosts import advance, fossilize, germinate, prune, same
 
@@ -37,10 +41,14 @@ class Fumbling:
         return str(error.value)
 
     def state(self):
-        growth = self.loop.growth.state_dict()
-        history = [{k: v for k, v in step.items() if "seconds" not in k} for step in growth["history"]]
-        parts = [self.loop.model.state_dict(), self.loop.optimizer.state_dict(), growth | {"history": history}]
-        return copy.deepcopy(parts)
+        return state_of(self.loop)
+
+
+def state_of(loop):
+    """Everything about a run but what a clock says; nothing in it is shared with the run."""
+    growth = loop.growth.state_dict()
+    history = [{k: v for k, v in step.items() if "seconds" not in k} for step in growth["history"]]
+    return copy.deepcopy([loop.model.state_dict(), loop.optimizer.state_dict(), growth | {"history": history}])
 
 
 MISTAKES = [
@@ -68,6 +76,53 @@ def test_a_failed_step_changes_nothing(mistake, batches):
         assert step.decided == wrong.step().decided
         assert same(wrong.state(), right.state())
     assert right.loop.stages == ["FOSSILIZED", "EMBARGOED"]
+
+
+class Forgetful(HeuristicPolicy):
+    """The heuristic, which counts in its memory how often it was asked, and at times answers nonsense."""
+
+    nonsense: Any = None
+
+    def decide(self, run):
+        run.memory["asked"] = run.memory.get("asked", 0) + 1
+        run.memory["drawn"] = run.rng.random()
+        decision = super().decide(run)
+        return decision if self.nonsense is None else self.nonsense(run)
+
+
+def forbidden(run):
+    return next(op for op in Op if op is not Op.WAIT and not run.allows(op, 1))
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "error", "message"),
+    [
+        (lambda run: Decision(forbidden(run), 1), IllegalMoveError, "was asked of slot '3'"),
+        (lambda run: germinate("conv", 1), ValueError, "blueprint 'conv' does not fit|GERMINATE was asked of slot '3'"),
+        (lambda run: germinate("mlp", 7), ValueError, "slot must be from 0 to 1, got 7"),
+        (lambda run: "wait", AttributeError, "'str' object"),
+        (lambda run: 1 / 0, ZeroDivisionError, "division by zero"),
+    ],
+    ids=["illegal", "misfit", "nowhere", "untyped", "broken"],
+)
+def test_a_decision_that_cannot_be_carried_out_changes_nothing(nonsense, error, message):
+    loops = [Loop(policy=Forgetful(candidates=("mlp",), probation=2), horizon=7, rent=0.0) for _ in range(2)]
+    right, wrong = loops
+    for decision in range(6):
+        for loop in loops:
+            loop.train()
+        before = state_of(wrong)
+        wrong.growth.policy.nonsense = nonsense
+        with pytest.raises(error, match=message):
+            wrong.growth.step(wrong.evaluate)
+        assert same(state_of(wrong), before)
+        wrong.growth.policy.nonsense = None
+        assert wrong.growth.step(wrong.evaluate).decided == right.growth.step(right.evaluate).decided
+        assert same(state_of(wrong), state_of(right))
+        ours, theirs = (loop.growth.policy._runs[0] for loop in loops)
+        assert (ours.decision, ours.memory) == (theirs.decision, theirs.memory)
+        assert ours.decision == decision + 1
+    assert right.stages == ["FOSSILIZED", "FOSSILIZED"]
 
 
 def test_what_would_have_been_measured_is_measured_after_a_failed_step():

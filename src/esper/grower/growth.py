@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 
-from esper.actions import BLUEPRINT_NAMES, HEAD_NAMES, Decision
+from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.grower import ranks
 from esper.grower.checks import check_budget, check_optimizer, check_options, unwrap
 from esper.grower.evaluation import Evaluate, checked, collect, in_evaluation, random_state_kept, training_loss
 from esper.grower.export import export_model
+from esper.grower.observe import observe, to_arrays, to_tensors
 from esper.grower.probe import Probe, compile_afresh, uncompiled
 from esper.grower.step import Step, slots_table, summary
 from esper.grower.undo import all_or_nothing, keep_books
@@ -32,8 +32,7 @@ from esper.growth.propose import propose_slots
 from esper.growth.seed import Seed
 from esper.growth.slot import Slot
 from esper.lifecycle import Stage
-from esper.observation import encode
-from esper.tamiyo.policy.base import Policy
+from esper.tamiyo.policy.base import Observation, Policy
 from esper.tamiyo.policy.registry import Rule, make_policy
 
 FORMAT = 1
@@ -147,7 +146,8 @@ class Growth:
         self._governor = Governor(self.network, optimizer) if governor else None
         self._probe = Probe(self.network, optimizer)
         self._parallel: ranks.GrowingParallel | None = None
-        self._observations: list[dict[str, Any]] = []
+        self._observations: list[Observation] = []
+        self._policy_is_ahead = False  # it has seen one that led to no decision
         self._evaluated: list[tuple[Slot, Seed | None, float]] = []
         self._before_decision: dict[str, Any] | None = None
         self._clock = time.perf_counter()
@@ -174,6 +174,8 @@ class Growth:
         Raises:
             ValueError: If ``evaluate`` or ``contributions`` returns anything but a loss and a score in [0, 1], or
                 ``train_loss`` is not a number.
+            IllegalMoveError: If the policy asks for what a slot does not accept; other ValueErrors as
+                :meth:`GrowingNetwork.check <esper.growth.network.GrowingNetwork.check>` says.
 
         After an error nothing has changed, whoever raised it; a rollback is taken back too.
         """
@@ -199,11 +201,12 @@ class Growth:
             if train_loss is not None:
                 run.train_losses.append(train_loss)
             run.record(loss, score)
+            choice = self._choose(undo)
         if self._governor is not None and not rolled_back:
             self._governor.take_snapshot()
         state = {s.name: (s.stage.name, s.blueprint, s.alpha) for s in self.network.slots}
         added = self.network.added_params
-        decided, changes = self._decide()
+        decided, changes = self._apply(*choice) if choice else self._rest()
         now = time.perf_counter()
         step = Step(
             run.decision,
@@ -267,37 +270,43 @@ class Growth:
         names = self.network.slot_names
         return {names[i]: value for i, value in found.items()}, count, time.perf_counter() - began
 
-    def _decide(self) -> tuple[str, list[Event]]:
-        """Ask the policy and change the network; what was decided, in words, and what happened."""
+    def _choose(self, undo: ExitStack) -> tuple[Observation, Decision] | None:
+        """What the policy sees and its decision, a legal one; ``None`` if there is nothing to decide any more."""
         run = self._run
-        self._evaluated = []
-        self._before_decision = None
-        if not self.finished and run.horizon is not None and run.decision >= run.horizon:
-            self.finish()
-        if self.finished:
-            return "no decision: growth has finished", []
-        observation = self._observe()
+        if self.finished or (run.horizon is not None and run.decision >= run.horizon):
+            return None
+        if self._policy_is_ahead:
+            self._remind_policy()
+        undo.callback(setattr, self, "_policy_is_ahead", True)
+        observation = observe(run, self.network)
         decision = Decision.from_mapping({n: int(c[0]) for n, c in self.policy.act(observation).items()})
         decision = Decision.from_mapping(ranks.from_rank_0(decision.to_mapping()))
         self.network.check(decision)
+        return observation, decision
+
+    def _remind_policy(self) -> None:
+        """Let the policy see again what it has seen, which brings back whatever it remembers."""
+        self.policy.reset(1, self._seed)
+        for observation in self._observations:
+            self.policy.act(observation)
+        self._policy_is_ahead = False
+
+    def _apply(self, observation: Observation, decision: Decision) -> tuple[str, list[Event]]:
+        """Change the network; what was decided, in words, and what happened."""
         self._observations.append(observation)
         self._evaluated = [(slot, slot.seed, slot.alpha) for slot in self.network.slots]
         before = self.network.state_dict()
         with self._restructuring():
             events = self.network.step(decision)
-        if any(_effect(slot.seed, slot.alpha) != _effect(seed, alpha) for slot, seed, alpha in self._evaluated):
-            self._before_decision = before
+        moved = any(_effect(slot.seed, slot.alpha) != _effect(seed, alpha) for slot, seed, alpha in self._evaluated)
+        self._before_decision = before if moved else None
         return decision.describe(self.network.slot_names), events
 
-    def _observe(self) -> dict[str, Any]:
-        """What the policy sees: a batch of one."""
-        features, blueprints = encode(self._run.reading(self.network))
-        masks = self.network.masks()
-        return {
-            "features": features[None],
-            "blueprints": blueprints[None],
-            "action_mask": {name: masks[name][None] for name in HEAD_NAMES},
-        }
+    def _rest(self) -> tuple[str, list[Event]]:
+        """Growth has finished; what was decided, in words, and what happened."""
+        self._evaluated, self._before_decision = [], None
+        self.finish()
+        return "no decision: growth has finished", []
 
     @contextmanager
     def _restructuring(self) -> Iterator[None]:
@@ -425,7 +434,7 @@ class Growth:
             "governor": None if self._governor is None else self._governor.state_dict(),
             "run": {name: value for name, value in vars(self._run).items() if name not in ("rent", "budget")},
             "history": [step.to_state() for step in self.history],
-            "observations": [_to_tensors(observation) for observation in self._observations],
+            "observations": [to_tensors(observation) for observation in self._observations],
             "probe": self._probe.state_dict(),
             "finished": self.finished,
             "before_decision": self._before_decision,
@@ -453,10 +462,8 @@ class Growth:
         for name, value in state["run"].items():
             setattr(self._run, name, list(value) if isinstance(value, list) else value)
         self.history = [Step.from_state(step) for step in state["history"]]
-        self._observations = [_to_arrays(observation) for observation in state["observations"]]
-        self.policy.reset(1, self._seed)
-        for observation in self._observations:
-            self.policy.act(observation)
+        self._observations = [to_arrays(observation) for observation in state["observations"]]
+        self._remind_policy()
         self.finished = state["finished"]
         self._before_decision = state["before_decision"]
         self._evaluated = []
@@ -473,11 +480,3 @@ def _set_seeds(seeds: Sequence[tuple[Slot, Seed | None, float]]) -> None:
     for slot, seed, alpha in seeds:
         slot.seed, slot.life.alpha = seed, alpha
         slot.refresh()
-
-
-def _to_tensors(tree: Any) -> Any:
-    return {k: _to_tensors(v) for k, v in tree.items()} if isinstance(tree, dict) else torch.from_numpy(tree.copy())
-
-
-def _to_arrays(tree: Any) -> Any:
-    return {k: _to_arrays(v) for k, v in tree.items()} if isinstance(tree, dict) else tree.numpy()

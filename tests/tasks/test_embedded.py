@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import random
 
@@ -13,14 +14,27 @@ from esper.tasks import TASKS, get_task, signals
 
 SIZES = {
     "digits": (1197, 300, 300),
+    "digits_shuffled": (1197, 300, 300),
     "mnist1d": (3200, 800, 1000),
     "mnist1d_shuffled": (3200, 800, 1000),
     "breast_cancer": (341, 114, 114),
     "wine": (106, 36, 36),
+    "spirals": (1500, 500, 500),
     "charlm": (4000, 500, 500),
+    "codelm": (4000, 500, 500),
 }
 
-HOST_PARAMETERS = {"digits": 386, "mnist1d": 2138, "mnist1d_shuffled": 2138, "breast_cancer": 482, "wine": 131}
+HOST_PARAMETERS = {
+    "digits": 386,
+    "digits_shuffled": 386,
+    "mnist1d": 2138,
+    "mnist1d_shuffled": 2138,
+    "breast_cancer": 482,
+    "wine": 131,
+    "spirals": 276,
+}
+
+TEXTS = ("charlm", "codelm")
 
 
 def train_alone(task, steps, seed=0):
@@ -62,14 +76,14 @@ class TestEveryTask:
 
     def test_shares_no_sample_between_splits(self, name):
         splits = get_task(name).splits()
-        if name != "charlm":  # help texts repeat sentences
+        if name not in TEXTS:  # texts repeat themselves
             assert not rows(splits.train_x) & rows(splits.val_x)
             assert not rows(splits.train_x) & rows(splits.test_x)
             assert not rows(splits.val_x) & rows(splits.test_x)
 
     def test_is_standardised_on_training_statistics(self, name):
         splits = get_task(name).splits()
-        if name == "charlm":
+        if name in TEXTS:
             assert splits.train_x.dtype == torch.int64
             return
         axes = (0, 2, 3) if splits.train_x.ndim == 4 else tuple(range(splits.train_x.ndim - 1))
@@ -144,14 +158,39 @@ def test_mnist1d_splits_keep_the_share_of_every_class():
         assert (shares - 0.1).abs().max() < 0.01
 
 
-def test_charlm_targets_are_the_characters_that_follow():
-    splits = get_task("charlm").splits()
+def test_shuffled_digits_are_digits_with_their_pixels_moved():
+    plain, shuffled = get_task("digits").splits(), get_task("digits_shuffled").splits()
+    assert torch.equal(plain.train_y, shuffled.train_y)
+    assert not torch.equal(plain.train_x, shuffled.train_x)
+    assert torch.allclose(plain.test_x.flatten(1).sort(1).values, shuffled.test_x.flatten(1).sort(1).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_targets_of_a_text_are_the_characters_that_follow(name):
+    splits = get_task(name).splits()
     assert torch.equal(splits.train_x[:, 1:], splits.train_y[:, :-1])
     assert torch.equal(splits.train_y[:-1, -1], splits.train_x[1:, 0])
 
 
-def test_charlm_host_sees_only_the_token_at_its_place():
-    task = get_task("charlm")
+def test_codelm_reads_code_line_by_line_without_indentation():
+    text = get_task("codelm").text()
+    assert "\ndef getsource(object):\n" in text
+    assert "\n " not in text
+    assert "\n\n" not in text
+
+
+def test_codelm_says_what_to_do_where_python_has_no_sources(monkeypatch):
+    def absent(module):
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(inspect, "getsource", absent)
+    with pytest.raises(FileNotFoundError, match=r"'codelm' reads the source code .*install Python with its \.py files"):
+        get_task("codelm").splits()
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_host_of_a_text_sees_only_the_token_at_its_place(name):
+    task = get_task(name)
     host, x = task.build_host(), task.splits().val_x[:1].clone()
     before = host(x)
     x[0, 10] = (x[0, 10] + 1) % task.splits().num_classes
@@ -170,9 +209,11 @@ def test_mnist1d_host_sees_no_neighbours_before_its_head():
     assert (seen[0] != seen[1]).any(2)[0].nonzero().flatten().tolist() == [10]
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("mnist1d", 0.44, 0.53), ("digits", 0.45, 0.65)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("mnist1d", 0.44, 0.53), ("digits", 0.45, 0.65), ("spirals", 0.45, 0.8)]
+)
 def test_host_alone_leaves_headroom(name, low, high):
-    """Neighbours are worth tens of points on these tasks; a host that sees them would leave nothing to grow."""
+    """Growing is worth tens of points on these tasks; a host that did without would leave nothing to grow."""
     task = get_task(name)
     scores = [train_alone(task, task.horizon * task.steps_per_decision, seed) for seed in range(2)]
     assert low < np.mean(scores) < high

@@ -6,19 +6,23 @@ from pathlib import Path
 
 from esper.tasks.automatic import auto_host
 from esper.tasks.base import TASKS, Splits, Task, register_task, unknown_task
-from esper.tasks.images import Digits
+from esper.tasks.images import Digits, ShuffledDigits
 from esper.tasks.loading import load_data
 from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
+from esper.tasks.synthetic import Spirals
 from esper.tasks.tabular import BreastCancer, Wine
-from esper.tasks.text import CharLM
+from esper.tasks.text import CharLM, CodeLM
 
 __all__ = [
     "MNIST1D",
     "TASKS",
     "BreastCancer",
     "CharLM",
+    "CodeLM",
     "Digits",
+    "ShuffledDigits",
     "ShuffledMNIST1D",
+    "Spirals",
     "Splits",
     "Task",
     "Wine",

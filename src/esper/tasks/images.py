@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 from sklearn.datasets import load_digits
 from torch import nn
 
 from esper.tasks.base import Splits, Task, register_task
 from esper.tasks.hosts import BLOCKS, image_host, scaled
 from esper.tasks.prepare import split_in_three
+
+_SIDE = 8
+_SHUFFLE_SEED = 42
 
 
 @register_task
@@ -21,9 +25,30 @@ class Digits(Task):
 
     def load(self) -> Splits:
         """The 1,797 images of :func:`sklearn.datasets.load_digits`."""
-        digits = load_digits()
-        return split_in_three(digits.images[:, None], digits.target, val=300, test=300)
+        return _splits(np.arange(_SIDE * _SIDE))
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """A 3×3 convolution of stride 2 and three pointwise blocks at 4×4, of 8 channels."""
         return image_host(1, 10, scaled(8, width), stride=2, depth=depth)
+
+
+@register_task
+class ShuffledDigits(Digits):
+    """Digits with the pixels shuffled by one fixed permutation: neighbours mean nothing.
+
+    The control for :class:`Digits`, with the same images in the same splits and the same host.
+    """
+
+    name = "digits_shuffled"
+    description = "digits with its pixels shuffled by one fixed permutation (control)"
+    reference = ""
+
+    def load(self) -> Splits:
+        """The data of :class:`Digits` with shuffled pixels."""
+        return _splits(np.random.default_rng(_SHUFFLE_SEED).permutation(_SIDE * _SIDE))
+
+
+def _splits(order: np.ndarray) -> Splits:
+    digits = load_digits()
+    images = digits.data[:, order].reshape(-1, 1, _SIDE, _SIDE)
+    return split_in_three(images, digits.target, val=300, test=300)

@@ -1,9 +1,10 @@
-"""A character-level language model over text that ships with CPython."""
+"""Character-level language models over text that ships with CPython."""
 
 from __future__ import annotations
 
+import inspect
+from abc import abstractmethod
 from collections import Counter
-from functools import cache
 from pydoc_data.topics import topics
 
 import torch
@@ -12,44 +13,87 @@ from torch import Tensor, nn
 from esper.tasks.base import Splits, Task, register_task
 from esper.tasks.hosts import BLOCKS, scaled, token_host
 
-LENGTH = 32
-"""Characters in a sample."""
-SAMPLES = (4000, 500, 500)
-"""Training, validation and test samples."""
 _RARE = "\N{REPLACEMENT CHARACTER}"
 _RARE_BELOW = 20
 
 
-@register_task
-class CharLM(Task):
-    """Predict the next character of Python's own help texts: 4,000 / 500 / 500 samples of 32 characters.
+class CharacterTask(Task):
+    """Predict the next character of a text.
 
     The splits are consecutive stretches of one text, in this order. The texts, and so the scores, differ a little
     between versions of Python; compare runs of one version.
     """
 
-    name = "charlm"
-    description = "next character of Python's help texts, 32 characters a sample (pydoc_data.topics)"
     slots = BLOCKS
     causal = True
 
+    length: int
+    """Characters in a sample."""
+    samples: tuple[int, int, int]
+    """Training, validation and test samples."""
+
+    @abstractmethod
+    def text(self) -> str:
+        """The whole text; what is beyond the last sample is left out."""
+
     def load(self) -> Splits:
-        """Windows of 32 characters and, as targets, the characters that follow each."""
-        windows = _tokens().unfold(0, LENGTH + 1, LENGTH)[: sum(SAMPLES)]
+        """Windows of ``length`` characters and, as targets, the characters that follow each."""
+        windows = self._tokens().unfold(0, self.length + 1, self.length)
         x, y = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
-        (train_x, val_x, test_x), (train_y, val_y, test_y) = x.split(SAMPLES), y.split(SAMPLES)
+        (train_x, val_x, test_x), (train_y, val_y, test_y) = x.split(self.samples), y.split(self.samples)
         return Splits(train_x, train_y, val_x, val_y, test_x, test_y)
+
+    def _tokens(self) -> Tensor:
+        """The text as int64 tokens; characters rare in the training stretch are one token."""
+        text = self.text()[: sum(self.samples) * self.length + 1]
+        training = Counter(text[: self.samples[0] * self.length])
+        vocabulary = [_RARE, *sorted(char for char, count in training.items() if count >= _RARE_BELOW)]
+        index = {char: token for token, char in enumerate(vocabulary)}
+        return torch.tensor([index.get(char, 0) for char in text])
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """An embedding and three pointwise blocks of 16 channels: it sees only the latest character."""
         return token_host(self.splits().num_classes, scaled(16, width), depth)
 
 
-@cache
-def _tokens() -> Tensor:
-    """The text as int64 tokens; white space is one blank, characters rare in the training stretch are one token."""
-    text = " ".join(" ".join(topics[topic] for topic in sorted(topics)).split())
-    training = Counter(text[: SAMPLES[0] * LENGTH])
-    vocabulary = [_RARE, *sorted(char for char, count in training.items() if count >= _RARE_BELOW)]
-    index = {char: token for token, char in enumerate(vocabulary)}
-    return torch.tensor([index.get(char, 0) for char in text[: sum(SAMPLES) * LENGTH + 1]])
+@register_task
+class CharLM(CharacterTask):
+    """Predict the next character of Python's own help texts: 4,000 / 500 / 500 samples of 32 characters."""
+
+    name = "charlm"
+    description = "next character of Python's help texts, 32 characters a sample (pydoc_data.topics)"
+    length = 32
+    samples = (4000, 500, 500)
+
+    def text(self) -> str:
+        """All help texts in the order of their names; white space is one blank."""
+        return " ".join(" ".join(topics[topic] for topic in sorted(topics)).split())
+
+
+@register_task
+class CodeLM(CharacterTask):
+    """Predict the next character of Python source code: 4,000 / 500 / 500 samples of 16 characters.
+
+    The code is that of the standard library's module ``inspect``, with its comments, without its indentation.
+    """
+
+    name = "codelm"
+    description = "next character of Python source code, 16 characters a sample (the module inspect)"
+    batch_size = 32
+    length = 16
+    samples = (4000, 500, 500)
+
+    def text(self) -> str:
+        """The module line by line; white space at both ends of a line, and empty lines, are left out.
+
+        Raises:
+            FileNotFoundError: When this Python comes without the source code of its standard library.
+        """
+        try:
+            lines = map(str.strip, inspect.getsource(inspect).splitlines())
+        except OSError as error:
+            raise FileNotFoundError(
+                f"task '{self.name}' reads the source code of the standard library, which this Python comes without "
+                f"({error}); install Python with its .py files, or choose another task"
+            ) from error
+        return "\n".join(line for line in lines if line)

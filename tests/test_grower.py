@@ -240,6 +240,40 @@ def test_remove_leaves_the_host_as_if_it_had_never_grown():
     esper.Growth(loop.model, loop.optimizer, slots=["1"], example_input=loop.x)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda growth, loop: growth.step(loop.evaluate),
+        lambda growth, loop: growth.finish(),
+        lambda growth, loop: growth.grown_model(),
+        lambda growth, loop: growth.export("never.pt2"),
+        lambda growth, loop: growth.parallel(),
+        lambda growth, loop: growth.state_dict(),
+        lambda growth, loop: growth.load_state_dict({}),
+    ],
+    ids=["step", "finish", "grown_model", "export", "parallel", "state_dict", "load_state_dict"],
+)
+def test_what_has_been_removed_is_used_no_more(use):
+    loop = Loop().script(*GROWN)
+    loop.epochs(3)
+    loop.growth.remove()
+    with pytest.raises(RuntimeError, match=r"taken off its model by remove\(\).*build a new esper.Growth"):
+        use(loop.growth, loop)
+    assert not any(module._forward_hooks for module in loop.model.modules())
+    assert len(loop.growth.history) == 3
+    loop.growth.summary(Console(file=io.StringIO()))
+    assert loop.growth.record()["added_params"] == [0, 280, 280]
+
+
+def test_a_second_remove_does_not_touch_the_next_growth():
+    loop = Loop()
+    loop.growth.remove()
+    esper.Growth(loop.model, loop.optimizer, slots=["1"], example_input=loop.x)
+    loop.growth.remove()
+    with pytest.raises(ValueError, match="growing already"):
+        esper.Growth(loop.model, loop.optimizer, slots=["1"], example_input=loop.x)
+
+
 # ---------------------------------------------------------------------- the governor
 
 

@@ -22,7 +22,7 @@ from esper.grower.evaluation import Evaluate, checked, collect, in_evaluation, r
 from esper.grower.export import export_model
 from esper.grower.observe import observe, to_arrays, to_tensors
 from esper.grower.probe import Probe, compile_afresh, uncompiled
-from esper.grower.step import Step, slots_table, summary
+from esper.grower.step import Step, record, slots_table, summary
 from esper.grower.undo import all_or_nothing, keep_books
 from esper.growth.attribution import contributions
 from esper.growth.governor import Governor, Snapshot
@@ -140,6 +140,7 @@ class Growth:
         """One entry a step."""
         self.finished = False
         """Whether the last decision has been taken."""
+        self._removed = False
         self._seed = seed
         self._run = History(horizon, rent, budget, train_samples=train_samples, chance_score=chance_score)
         self._contributions = contributions
@@ -176,9 +177,11 @@ class Growth:
                 ``train_loss`` is not a number.
             IllegalMoveError: If the policy asks for what a slot does not accept; other ValueErrors as
                 :meth:`GrowingNetwork.check <esper.growth.network.GrowingNetwork.check>` says.
+            RuntimeError: After :meth:`remove`, as from every method that needs the model.
 
         After an error nothing has changed, whoever raised it; a rollback is taken back too.
         """
+        self._check_in_use()
         if not callable(evaluate):
             raise ValueError(f"step() takes the function evaluate() -> (loss, score), got {type(evaluate).__name__}")
         train_loss = training_loss(train_loss)
@@ -330,6 +333,7 @@ class Growth:
         A decision that no training has followed is taken back, so the network is what was evaluated last. Training may
         go on; :meth:`step` then only evaluates and watches. Called by the last step when ``horizon`` is known.
         """
+        self._check_in_use()
         if self.finished:
             return
         with self._restructuring():
@@ -346,10 +350,20 @@ class Growth:
     def remove(self) -> None:
         """Take everything off the host and the optimizer: both are as if they had never grown.
 
-        Call :meth:`grown_model` first to keep what has grown. This object must not be used any more.
+        Call :meth:`grown_model` first to keep what has grown. Afterwards only :attr:`history`, :meth:`summary` and
+        :meth:`record` can be used; a second call does nothing.
         """
-        self._probe.remove()
-        self.network.remove()
+        if not self._removed:
+            self._removed = True
+            self._probe.remove()
+            self.network.remove()
+
+    def _check_in_use(self) -> None:
+        if self._removed:
+            raise RuntimeError(
+                "this Growth has been taken off its model by remove() and can only show its history, summary() and "
+                "record(); build a new esper.Growth(model, optimizer, ...) to let the model grow again"
+            )
 
     # ------------------------------------------------------------------------------------------- what has grown
 
@@ -364,6 +378,7 @@ class Growth:
         Seeds that are not blended in are left out. It is the network as it was evaluated last, or trained since: a
         decision that no training has followed is not in it.
         """
+        self._check_in_use()
         with self._as_evaluated():
             return self.network.grown_model()
 
@@ -398,16 +413,7 @@ class Growth:
 
         ``growth_figure(GrowthRecord.from_json(growth.record()), "growth.png")``, both in ``esper.evaluation.figure``.
         """
-        return {
-            "task": type(self.model).__name__,
-            "policy": type(self.policy).__name__,
-            "scores": [step.score for step in self.history],
-            "added_params": [step.added_params for step in self.history],
-            "slots": {n: [list(step.slots[n]) for step in self.history] for n in self.network.slot_names},
-            "host_params": self.network.host_params,
-            "host_alone_scores": [],
-            "title": "",
-        }
+        return record(self.history, self.network, type(self.policy).__name__)
 
     def parallel(self, **options: Any) -> nn.Module:
         """The network to train in ``torch.distributed``: ``DistributedDataParallel`` around the host and its seeds.
@@ -416,6 +422,7 @@ class Growth:
         the network has grown. All ranks must call :meth:`step`; losses and scores are averaged over them, and rank 0
         decides. ``options`` go to ``DistributedDataParallel``.
         """
+        self._check_in_use()
         self._parallel = ranks.GrowingParallel(self.network, options)
         return self._parallel
 
@@ -428,6 +435,7 @@ class Growth:
         large as model and optimizer. To resume: build model, optimizer and ``Growth`` as at the start, then load *this
         state first*, then the model's and the optimizer's.
         """
+        self._check_in_use()
         return {
             "format": FORMAT,
             "network": self.network.state_dict(),
@@ -449,6 +457,7 @@ class Growth:
             ValueError: If the state is of another format, another host, or was saved with another choice of
                 ``governor``; nothing has changed then.
         """
+        self._check_in_use()
         if state.get("format") != FORMAT or "network" not in state:
             raise ValueError(f"expected the state of a Growth, format {FORMAT}; got the keys {sorted(state)[:8]}")
         if (state["governor"] is None) != (self._governor is None):

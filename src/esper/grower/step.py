@@ -99,6 +99,20 @@ def seed_lives(steps: Sequence[Step], network: GrowingNetwork) -> list[SeedLife]
     return lives
 
 
+def record(steps: Sequence[Step], network: GrowingNetwork, policy: str) -> dict[str, Any]:
+    """What ``GrowthRecord.from_json`` reads."""
+    return {
+        "task": type(network.model).__name__,
+        "policy": policy,
+        "scores": [step.score for step in steps],
+        "added_params": [step.added_params for step in steps],
+        "slots": {name: [list(step.slots[name]) for step in steps] for name in network.slot_names},
+        "host_params": network.host_params,
+        "host_alone_scores": [],
+        "title": "",
+    }
+
+
 def slots_table(network: GrowingNetwork, title: str) -> Table:
     """One row a slot: where it is and what it carries."""
     table = Table(title=title, title_justify="left")

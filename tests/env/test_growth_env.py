@@ -15,6 +15,7 @@ from episodes import flat, play, quick_task, same
 from esper.actions import HEADS, Decision
 from esper.env.episode import Variants
 from esper.env.growth_env import GrowthEnv, GrowthVectorEnv, find_illegal
+from esper.env.reward import RewardConfig
 from esper.lifecycle import IllegalMoveError, Op
 from esper.observation import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, UNKNOWN, ObservationView
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy
@@ -343,3 +344,52 @@ def test_hosts_of_drawn_width_and_depth_differ_in_size(engine, task):
     ]
     assert sizes == expected
     assert len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_the_other_objective_is_what_a_run_at_that_rent_shows_and_pays(make_env, mode):
+    env = make_env(num_envs=2, horizon=4, autoreset_mode=mode, variants=Variants(rent=(0.005, 0.08)))
+    observation, info = env.reset(seed=3)
+    policy = RandomPolicy()
+    policy.reset(2, 0)
+    rents, seeds = info["conditions"]["other_rent"], [episode.seed for episode in env.episodes]
+    assert len({*rents, *info["conditions"]["rent"]}) == 4
+    twins = []
+    for rent, seed in zip(rents, seeds, strict=True):
+        twin = make_env(num_envs=1, horizon=4, autoreset_mode=mode, reward=RewardConfig(rent=float(rent)))
+        seen, _ = twin.reset(options={"episode_seeds": [seed]})
+        twins.append(twin)
+        assert np.array_equal(seen["features"][0], info["other_objective"]["features"][len(twins) - 1])
+    for step in range(4):
+        actions = policy.act(observation)
+        observation, _, terminated, _, info = env.step(actions)
+        told = info.get("final_info", info)
+        for row, twin in enumerate(twins):
+            seen, reward, ended, _, theirs = twin.step(
+                {head: choice[row : row + 1] for head, choice in actions.items()}
+            )
+            features = theirs["final_obs"][0]["features"] if "final_obs" in theirs else seen["features"][0]
+            assert np.array_equal(features, told["other_objective"]["features"][row])
+            assert reward[0] == info["other_objective"]["rewards"][row]
+            assert ended[0] == terminated[row] == (step == 3)
+
+
+def test_there_is_no_other_objective_where_rent_is_not_drawn(make_env):
+    _, info = make_env(variants=Variants(width=(0.5, 1.5))).reset(seed=3)
+    assert "other_objective" not in info
+    assert set(info["conditions"]["other_rent"]) == {-1.0}
+
+
+def test_paired_rows_play_the_same_episodes(make_env):
+    variants = Variants(rent=(0.005, 0.08), width=(0.5, 1.5), learning_rate=(0.5, 2))
+    env = make_env(num_envs=3, horizon=3, paired=True, variants=variants)
+    observation, _ = env.reset(seed=3)
+    policy = FixedSchedulePolicy()
+    policy.reset(3, 0)
+    seeds = set()
+    for _ in range(6):
+        assert len({episode.seed for episode in env.episodes}) == 1
+        assert all(np.array_equal(rows, rows[:1].repeat(3, axis=0)) for rows in flat(observation).values())
+        seeds.add(env.episodes[0].seed)
+        observation, *_ = env.step(policy.act(observation))
+    assert len(seeds) == 2, "each episode is another one"

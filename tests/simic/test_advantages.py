@@ -13,7 +13,10 @@ from esper.simic.advantages import compute_advantages
 
 
 def reference(rollout: dict[str, torch.Tensor], gamma: float, gae_lambda: float) -> list[list[tuple]]:
-    """GAE written out as its definition: for each step, the discounted sum of the differences of its own episode."""
+    """GAE written out as its definition: for each step, the discounted sum of the differences of its own episode.
+
+    Where another policy acted, a later difference counts as far as the product of the ratios up to it says.
+    """
     steps, envs = rollout["rewards"].shape
     number = {name: tensor.tolist() for name, tensor in rollout.items()}
     rows: list[list[tuple]] = [[(0.0, 0.0, 0.0)] * envs for _ in range(steps)]
@@ -27,6 +30,8 @@ def reference(rollout: dict[str, torch.Tensor], gamma: float, gae_lambda: float)
                     break
                 after = 0.0 if number["terminated"][t][k] else number["next_values"][t][k]
                 difference = number["rewards"][t][k] + gamma * after - number["state_values"][t][k]
+                if t > start and "likelihood_ratios" in number:
+                    weight *= min(1.0, number["likelihood_ratios"][t][k])
                 advantage += weight * difference
                 if number["terminated"][t][k] or number["truncated"][t][k]:
                     break
@@ -53,6 +58,8 @@ def rollouts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
             valid[t] = ~((terminated[t - 1] | truncated[t - 1]) & valid[t - 1])
         terminated &= valid
         truncated &= valid
+    if draw(st.booleans()):
+        rollout["likelihood_ratios"] = torch.randn(steps, envs, generator=generator).exp()
     return {**rollout, "terminated": terminated, "truncated": truncated, "valid": valid}
 
 

@@ -64,6 +64,9 @@ class TrainCommand:
     """Directory of a trained policy that goes on learning; by default one with random weights begins."""
     variants: Variants = NO_VARIANTS
     """Ranges from which each episode draws its conditions, so that the controller generalises; off by default."""
+    paired: bool = False
+    """All networks of a task play the same episode (conditions, initial weights, order of the data), so that their
+    returns differ by the decisions alone."""
     num_workers: int = max(1, min(2, os.cpu_count() or 1))
     """Processes that train the networks; results do not depend on it."""
     eval_episodes: int = 12
@@ -140,6 +143,7 @@ class TrainCommand:
             variants=self.variants,
             autoreset_mode=autoreset_mode,
             num_workers=self.num_workers,
+            paired=self.paired,
         )
 
     def train(self, run_dir: Path, console: Console) -> LSTMPolicyBundle:

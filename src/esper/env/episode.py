@@ -32,9 +32,12 @@ class Episode:
     """Factor on the host's width."""
     depth: int = 1
     """Layers in each of the host's blocks."""
+    other_rent: float | None = None
+    """Another price, drawn from the same range, at which a learner may judge the same run once more; ``None`` where the
+    price is not drawn."""
 
     def info(self) -> dict[str, float]:
-        """The episode as numbers, for ``info`` and for logs; no cap is −1."""
+        """The episode as numbers, for ``info`` and for logs; no cap and no other rent are −1."""
         return {
             "seed": float(self.seed),
             "horizon": float(self.horizon),
@@ -45,6 +48,7 @@ class Episode:
             "label_noise": self.label_noise,
             "width": self.width,
             "depth": float(self.depth),
+            "other_rent": -1.0 if self.other_rent is None else self.other_rent,
         }
 
 
@@ -107,6 +111,7 @@ class Variants:
             label_noise=uniform(self.label_noise, 0.0),
             width=max(1, round(4 * log_uniform(self.width, 1.0))) / 4,
             depth=round(uniform(self.depth, 1)),
+            other_rent=None if self.rent is None else log_uniform(self.rent, rent),
         )
 
 

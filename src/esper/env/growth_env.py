@@ -9,6 +9,7 @@ J = score_T − rent · log2(params_T / params_host) is a finite-horizon one and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -69,6 +70,8 @@ class GrowthVectorEnv(VectorEnv):
         autoreset_mode: ``SAME_STEP`` (default; the last observation and info of an episode are in
             ``infos["final_obs"]`` and ``infos["final_info"]``) or ``NEXT_STEP``.
         num_workers: Processes over which the hosts are spread; 1 stays in this process. Results do not depend on it.
+        paired: All rows play the same episodes when ``reset`` is given one seed: the same conditions, initial weights
+            and order of the data, so that what they come to differs by their decisions alone (common random numbers).
         engine: ``"stacked"`` trains all hosts in one graph, ``"loop"`` one after the other (the meaning, slower);
             ``"auto"`` stacks where the task's host allows it.
         on_illegal: What a masked action does: ``"raise"`` (default), or ``"wait"`` for agents that know no masks; then
@@ -77,6 +80,10 @@ class GrowthVectorEnv(VectorEnv):
     ``infos`` holds ``action_mask`` (as in the observation), ``score``, ``added_params``, ``train_samples_seen``,
     ``conditions`` (what this episode drew) and, where an episode has ended, ``episode_metrics`` (``J``, ``score``,
     ``added_params``, ``penalty``) with the mask ``_episode_metrics``.
+
+    Rent changes neither training nor what is legal, only what a run is worth. So where it is drawn (``variants.rent``),
+    ``infos["other_objective"]`` tells how each run looks and pays at another price drawn from the same range:
+    ``features`` (as in the observation) and ``rewards`` (of this step). A learner gets two prices from one run.
 
     Raises:
         ValueError: For an unknown task, blueprint or autoreset mode.
@@ -96,6 +103,7 @@ class GrowthVectorEnv(VectorEnv):
         variants: Variants = NO_VARIANTS,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         num_workers: int = 1,
+        paired: bool = False,
         engine: EngineKind = "auto",
         on_illegal: str = "raise",
     ) -> None:
@@ -111,7 +119,7 @@ class GrowthVectorEnv(VectorEnv):
         self.task = _find_task(task)
         self.num_envs = num_envs
         self.reward_config = reward or RewardConfig()
-        self.budget, self.variants = budget, variants
+        self.budget, self.variants, self.paired = budget, variants, paired
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode, "heads": HEADS.to_json()}
         self.num_slots = len(self.task.slots)
         self.single_observation_space = observation_space(self.num_slots)
@@ -125,6 +133,7 @@ class GrowthVectorEnv(VectorEnv):
         self._episode_counts = [0] * num_envs
         self._episodes: list[Episode] = []
         self._objectives: list[Objective] = []
+        self._other_objectives: list[Objective | None] = []
         self._reports: list[RowReport] = []
         self._actions: list[list[Decision]] = [[] for _ in range(num_envs)]
         self._reset_next = np.zeros(num_envs, dtype=bool)
@@ -171,23 +180,20 @@ class GrowthVectorEnv(VectorEnv):
         for row, report in self.engine.step({row: decisions[row] for row in stepping}).items():
             self._reports[row] = report
             self._actions[row].append(decisions[row])
-        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        rewards, terminated = np.zeros((2, self.num_envs)), np.zeros(self.num_envs, dtype=bool)
         for row in stepping:
-            reading = self._reports[row].reading
-            terminated[row] = reading.decision >= self._episodes[row].horizon
-            rewards[row] = self._objectives[row].reward(
-                self._reports[row].score, size_ratio(reading), rolled_back=reading.rolled_back, done=terminated[row]
-            )
-        info = self._info() | {"illegal": illegal}
+            terminated[row] = self._reports[row].reading.decision >= self._episodes[row].horizon
+            rewards[:, row] = self._rewards(row, done=terminated[row])
+        info = self._info(rewards[1]) | {"illegal": illegal}
         if terminated.any():
             info |= self._final_info(terminated)
             if self.autoreset_mode is AutoresetMode.SAME_STEP:
                 info |= {"final_obs": self._rows_observed(terminated), "_final_obs": terminated}
-                info |= {"final_info": self._info(), "_final_info": terminated}
+                info |= {"final_info": self._info(rewards[1]), "_final_info": terminated}
                 self._begin(np.flatnonzero(terminated).tolist())
-                info |= self._info()
+                info |= self._info(rewards[1])
         self._reset_next = terminated if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(terminated)
-        return self._observe(), rewards, terminated, np.zeros_like(terminated), info
+        return self._observe(), rewards[0], terminated, np.zeros_like(terminated), info
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the workers."""
@@ -222,9 +228,7 @@ class GrowthVectorEnv(VectorEnv):
             decisions = {row: history[t] for row, history in enumerate(histories) if t < len(history)}
             for row, report in self.engine.step(decisions).items():
                 self._reports[row] = report
-                self._objectives[row].reward(
-                    report.score, size_ratio(report.reading), rolled_back=report.reading.rolled_back, done=False
-                )
+                self._rewards(row, done=False)
         self._actions = histories
         self._reset_next = np.array(state["reset_next"], dtype=bool)
         return self._observe()
@@ -250,7 +254,8 @@ class GrowthVectorEnv(VectorEnv):
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         if isinstance(seed, (int, np.integer)):
-            self._entropy = [int(s) for s in np.random.SeedSequence(int(seed)).generate_state(self.num_envs)]
+            streams = [int(s) for s in np.random.SeedSequence(int(seed)).generate_state(self.num_envs)]
+            self._entropy = streams[:1] * self.num_envs if self.paired else streams
         elif len(seed) == self.num_envs:
             self._entropy = [int(s) for s in seed]
         else:
@@ -273,6 +278,7 @@ class GrowthVectorEnv(VectorEnv):
         if not self._reports:
             self._episodes = [None] * self.num_envs  # type: ignore[list-item]
             self._objectives = [None] * self.num_envs  # type: ignore[list-item]
+            self._other_objectives = [None] * self.num_envs
             self._reports = [None] * self.num_envs  # type: ignore[list-item]
         for row in rows:
             if episode_seeds is not None:
@@ -285,6 +291,8 @@ class GrowthVectorEnv(VectorEnv):
             )
             self._episodes[row] = episode
             self._objectives[row] = Objective(self.reward_config, episode.rent)
+            if episode.other_rent is not None:
+                self._other_objectives[row] = Objective(self.reward_config, episode.other_rent)
             self._actions[row] = []
             self._reset_next[row] = False
         for row, report in self.engine.reset({row: self._episodes[row] for row in rows}).items():
@@ -310,6 +318,13 @@ class GrowthVectorEnv(VectorEnv):
             decisions[row], illegal[row] = Decision(), True
         return decisions, illegal
 
+    def _rewards(self, row: int, *, done: bool) -> tuple[float, float]:
+        """What the latest decision of a row paid, under its rent and under its other rent (0 where there is none)."""
+        report, other = self._reports[row], self._other_objectives[row]
+        ratio, rolled_back = size_ratio(report.reading), report.reading.rolled_back
+        paid = self._objectives[row].reward(report.score, ratio, rolled_back=rolled_back, done=done)
+        return paid, other.reward(report.score, ratio, rolled_back=rolled_back, done=done) if other else 0.0
+
     def _observe(self) -> dict[str, Any]:
         encoded = [encode(report.reading) for report in self._reports]
         return {
@@ -329,14 +344,24 @@ class GrowthVectorEnv(VectorEnv):
     def _masks(self) -> dict[str, np.ndarray]:
         return {name: np.stack([report.masks[name] for report in self._reports]) for name in HEADS.names}
 
-    def _info(self) -> dict[str, Any]:
-        return {
+    def _info(self, other_rewards: np.ndarray | None = None) -> dict[str, Any]:
+        """Of all rows; ``other_rewards`` [K] are those of the step under the other rent, ``None`` after a reset."""
+        return self._other_objective(other_rewards) | {
             "action_mask": self._masks(),
             "score": np.array([report.score for report in self._reports]),
             "added_params": np.array([report.reading.added_params for report in self._reports]),
             "train_samples_seen": np.array([report.train_samples_seen for report in self._reports]),
             "conditions": {k: np.array([e.info()[k] for e in self._episodes]) for k in self._episodes[0].info()},
         }
+
+    def _other_objective(self, rewards: np.ndarray | None) -> dict[str, Any]:
+        if self.variants.rent is None:
+            return {}
+        prices = [objective.rent if objective else 0.0 for objective in self._other_objectives]
+        readings = [replace(report.reading, rent=rent) for report, rent in zip(self._reports, prices, strict=True)]
+        features = np.stack([encode(reading)[0] for reading in readings])
+        rewards = np.zeros(self.num_envs) if rewards is None else rewards
+        return {"other_objective": {"features": features, "rewards": rewards}}
 
     def _final_info(self, ended: np.ndarray) -> dict[str, Any]:
         metrics = {

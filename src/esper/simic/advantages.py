@@ -16,6 +16,12 @@ gets the advantage over V(s), the others the advantage over Q(s, o)::
     target of Q(s_t, o_t) = A_root + V(s_t)
 
 GAE is Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16.
+
+Where the stored choices were drawn by another policy mu than the stored pi (an episode judged once more under another
+objective), later differences count as far as pi would have gone there too (Retrace, Munos et al. 2016,
+https://arxiv.org/abs/1606.02647)::
+
+    A_root_t = d_t + gamma lambda min(1, pi/mu)_t+1 A_root_t+1
 """
 
 from __future__ import annotations
@@ -48,6 +54,7 @@ def compute_advantages(
     valid: Tensor,
     gamma: float,
     gae_lambda: float,
+    likelihood_ratios: Tensor | None = None,
 ) -> Advantages:
     """Advantages of all environments at once; see the module for the equations.
 
@@ -65,10 +72,13 @@ def compute_advantages(
         valid: False for rows that belong to no episode (the reset row of next-step autoreset), [T, K] bool.
         gamma: Discount a step, in [0, 1].
         gae_lambda: 0 for one-step differences, 1 for Monte Carlo.
+        likelihood_ratios: pi(a_t|s_t) / mu(a_t|s_t) of the actions taken, [T, K]; ``None``: they are all 1.
     """
     bootstrap = torch.where(terminated, 0.0, next_values)
     differences = torch.where(valid, rewards + gamma * bootstrap - state_values, 0.0)
     decay = gamma * gae_lambda * (~(terminated | truncated) & valid)
+    if likelihood_ratios is not None:
+        decay[:-1] *= likelihood_ratios[1:].clamp(max=1)
 
     root = torch.zeros_like(differences)
     following = torch.zeros_like(differences[0])

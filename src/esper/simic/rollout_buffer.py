@@ -50,6 +50,8 @@ class Transition:
     final_values: Tensor | None = None
     """[K]: V of the final observation where the episode was truncated (same-step autoreset). ``None`` under next-step
     autoreset, where the next row holds the final observation and so its value."""
+    likelihood_ratios: Tensor | None = None
+    """[K]: π/μ of the action, where ``output`` judges what another policy μ drew; ``None`` where π drew it itself."""
 
 
 _FLAGS = ("terminated", "truncated", "episode_starts", "valid")
@@ -115,7 +117,8 @@ class RolloutBuffer:
 
         Names: ``features``, ``actions``, ``log_probs`` and ``entropies`` [T, K, H], ``chosen_values``,
         ``state_values``, ``rewards``, ``terminated``, ``truncated``, ``episode_starts``, ``valid``, ``hidden_0`` and
-        ``hidden_1`` [T, layers, K, width]; with slots ``indices``; after same-step autoreset ``final_values``.
+        ``hidden_1`` [T, layers, K, width]; with slots ``indices``; after same-step autoreset ``final_values``; where
+        another policy drew the actions ``likelihood_ratios``.
         """
         return self._rows[name]
 
@@ -170,6 +173,8 @@ class RolloutBuffer:
             rows["indices"] = transition.inputs.indices
         if transition.final_values is not None:
             rows["final_values"] = transition.final_values
+        if transition.likelihood_ratios is not None:
+            rows["likelihood_ratios"] = transition.likelihood_ratios
         return rows
 
     def _store(self, storage: dict[str, Tensor], name: str, tensor: Tensor, *, fill: bool = False) -> None:
@@ -213,6 +218,7 @@ class RolloutBuffer:
             valid=self["valid"],
             gamma=gamma,
             gae_lambda=gae_lambda,
+            likelihood_ratios=self._rows.get("likelihood_ratios"),
         )
 
     # ------------------------------------------------------------------ what the heads had to choose from
@@ -241,9 +247,17 @@ class RolloutBuffer:
         return self._could_matter
 
     def head_advantages(self) -> Tensor:
-        """[T, K, H]: of the root for the first head, of the heads after it for the others."""
+        """[T, K, H]: of the root for the first head, of the heads after it for the others.
+
+        Where another policy drew the actions they carry the weight min(1, π/μ) (Espeholt et al. 2018,
+        https://arxiv.org/abs/1802.01561).
+        """
         assert self.advantages is not None, "finish() computes the advantages"
-        return torch.stack([self.advantages.root] + [self.advantages.dependent] * (len(self.heads) - 1), dim=-1)
+        dependent = [self.advantages.dependent] * (len(self.heads) - 1)
+        advantages = torch.stack([self.advantages.root, *dependent], dim=-1)
+        if "likelihood_ratios" in self._rows:
+            advantages *= self["likelihood_ratios"].clamp(max=1)[..., None]
+        return advantages
 
     # ------------------------------------------------------------------ sequences
 

@@ -8,6 +8,9 @@ that ends an episode already returns the first observation of the next one, and 
 action and returns the first observation of the next episode: a row that belongs to no episode. It is marked as not
 valid, and appears in no loss, statistic or return; its value of the final observation is what a truncated episode
 bootstraps from.
+
+An environment that offers a second objective (:data:`~esper.simic.training.hindsight.OTHER_OBJECTIVE`) gives two
+rollouts in one.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
+from esper.simic.training.hindsight import OTHER_OBJECTIVE, Hindsight
 from esper.tamiyo.networks.checks import Hidden
 from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
@@ -73,6 +77,8 @@ class Collector:
         self.buffer = RolloutBuffer(num_steps, envs.num_envs, adapter.heads)
         self.episodes: list[Episode] = []
         """Episodes that ended during the last rollout."""
+        self.hindsight: Hindsight | None = None
+        """Judges the same steps under another objective, if the environments tell of one."""
 
     def reset(self, policy: LSTMPolicyBundle, seed: int) -> None:
         """Begin a new episode everywhere."""
@@ -84,6 +90,8 @@ class Collector:
         self._resetting = np.zeros(k, dtype=bool)
         self._rewards = np.zeros(k)
         self._lengths = np.zeros(k, dtype=np.int64)
+        if OTHER_OBJECTIVE in infos:
+            self.hindsight = Hindsight(self.adapter, self.buffer.num_steps, k, infos, policy)
 
     # ------------------------------------------------------------------ a rollout
 
@@ -99,12 +107,16 @@ class Collector:
         on_step: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> RolloutBuffer:
-        """T steps of every environment, with their advantages. The buffer is used again by the next call.
+        """T steps of every environment, with their advantages; :attr:`hindsight` has followed.
+
+        The buffers are used again by the next call.
 
         Raises:
             Interrupted: When ``should_stop`` said so before a step.
         """
         self.buffer.clear()
+        if self.hindsight is not None:
+            self.hindsight.buffer.clear()
         self.episodes = []
         for _ in range(self.buffer.num_steps):
             if should_stop():
@@ -112,6 +124,8 @@ class Collector:
             self._step(policy, generator, deterministic)
             on_step()
         self.buffer.finish(self._value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale)
+        if self.hindsight is not None:
+            self.hindsight.finish(policy, self._inputs, gamma, gae_lambda, reward_scale)
         return self.buffer
 
     def _step(self, policy: LSTMPolicyBundle, generator: torch.Generator, deterministic: bool) -> None:
@@ -120,23 +134,23 @@ class Collector:
         valid = ~self._resetting
         terminated, truncated = terminated & valid, truncated & valid
         self._check_rewards(rewards, valid)
-        self.buffer.add(
-            Transition(
-                inputs=self._inputs,
-                hidden=self._hidden,
-                output=output,
-                rewards=self._tensor(np.where(valid, rewards, 0.0).astype(np.float32)),
-                terminated=self._tensor(terminated),
-                truncated=self._tensor(truncated),
-                episode_starts=self._tensor(self._episode_starts),
-                valid=self._tensor(valid),
-                final_values=None
-                if self.next_step
-                else self._final_values(policy, output, terminated, truncated, infos),
-            )
+        transition = Transition(
+            inputs=self._inputs,
+            hidden=self._hidden,
+            output=output,
+            rewards=self._tensor(np.where(valid, rewards, 0.0).astype(np.float32)),
+            terminated=self._tensor(terminated),
+            truncated=self._tensor(truncated),
+            episode_starts=self._tensor(self._episode_starts),
+            valid=self._tensor(valid),
+            final_values=None if self.next_step else self._final_values(policy, output, terminated, truncated, infos),
         )
+        self.buffer.add(transition)
         self._note_episodes(rewards, valid, terminated | truncated, infos)
         self._advance(observation, infos, terminated, truncated, output.hidden)
+        if self.hindsight is not None:
+            ignore = terminated if self.next_step else None
+            self.hindsight.add(policy, transition, infos, begins=self._episode_starts, ignore=ignore)
 
     def _final_values(
         self,
@@ -216,6 +230,7 @@ class Collector:
             "resetting": self._resetting.copy(),
             "rewards": self._rewards.copy(),
             "lengths": self._lengths.copy(),
+            "hindsight": None if self.hindsight is None else self.hindsight.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -231,3 +246,5 @@ class Collector:
         self._hidden = (state["hidden"][0].to(device), state["hidden"][1].to(device))
         self._episode_starts, self._resetting = state["episode_starts"], state["resetting"]
         self._rewards, self._lengths = state["rewards"], state["lengths"]
+        if self.hindsight is not None:
+            self.hindsight.load_state_dict(state["hindsight"])

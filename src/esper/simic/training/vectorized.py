@@ -226,7 +226,7 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def collect(self, should_stop: Callable[[], bool] = lambda: False) -> list[RolloutBuffer]:
-        """One rollout from every vector environment."""
+        """One rollout from every vector environment; what there is in hindsight stays with the collectors."""
         self._started = time.perf_counter()
         rollouts = [
             collector.collect(
@@ -246,7 +246,7 @@ class Trainer:
         return rollouts
 
     def update(self, rollouts: Sequence[RolloutBuffer]) -> dict[str, float]:
-        """Learn from rollouts; one row of metrics.
+        """Learn from the latest rollouts, and from the same in hindsight; one row of metrics.
 
         Besides those of :func:`esper.simic.ppo.update`: ``update``, ``env_steps`` (in all), ``episodes`` (ended during
         the rollout), their mean ``return`` and ``length``, ``episode/{name}`` (means of what the environment reported),
@@ -257,7 +257,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * remaining
         reward_scale = 1.0 if self.reward_scaler is None else self.reward_scaler.scale
-        learned = ppo.update(self.policy, self.optimizer, rollouts, config, self.generator)
+        in_hindsight = [c.hindsight.buffer for c in self.collectors if c.hindsight is not None]
+        learned = ppo.update(self.policy, self.optimizer, [*rollouts, *in_hindsight], config, self.generator)
         self._observe(rollouts)
         self.updates += 1
         now = time.perf_counter()

@@ -1,0 +1,167 @@
+"""A rollout judged once more, under another objective.
+
+Legend: K environments.
+
+Sometimes part of an objective changes neither what happens nor what is allowed, only what it is worth: a price, a goal.
+Then an episode played under one price also tells what it would have been worth under another (Andrychowicz et al. 2017,
+Hindsight Experience Replay, https://arxiv.org/abs/1707.01495), and because everything else is equal, the difference is
+due to the price alone. An environment offers this by :data:`OTHER_OBJECTIVE` in its infos.
+
+The actions were drawn by the policy that saw the first objective. What it would have done under the other is known, so
+the difference is corrected for, see :mod:`esper.simic.advantages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.simic.rollout_buffer import RolloutBuffer, Transition
+from esper.simic.spaces import EnvironmentAdapter
+from esper.tamiyo.networks.checks import Hidden
+from esper.tamiyo.networks.factored_lstm import ActionOutput
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
+
+OTHER_OBJECTIVE = "other_objective"
+"""Key in ``infos``, at every reset and step, of a mapping with ``features`` (the encoded observation under the other
+objective, float32 [K, D]; after same-step autoreset also in ``infos["final_info"]``) and ``rewards`` (of the step,
+[K])."""
+
+
+class Hindsight:
+    """Follows a collector, with a memory of its own, and fills :attr:`buffer` with what it makes of the same steps.
+
+    Args:
+        adapter: Between the environments and the policy.
+        num_steps: T, steps of one rollout.
+        num_envs: K.
+        infos: Of the reset.
+        policy: The policy that will act.
+    """
+
+    def __init__(
+        self,
+        adapter: EnvironmentAdapter,
+        num_steps: int,
+        num_envs: int,
+        infos: Mapping[str, Any],
+        policy: LSTMPolicyBundle,
+    ) -> None:
+        self.adapter = adapter
+        self.buffer = RolloutBuffer(num_steps, num_envs, adapter.heads)
+        self.features = self._features(infos)
+        self.hidden = policy.network.initial_hidden(num_envs)
+
+    def add(
+        self,
+        policy: LSTMPolicyBundle,
+        seen: Transition,
+        infos: Mapping[str, Any],
+        *,
+        begins: np.ndarray,
+        ignore: np.ndarray | None,
+    ) -> None:
+        """Judge a step that has been taken.
+
+        Args:
+            policy: The policy that took it.
+            seen: The step as it was.
+            infos: What the environments said after it.
+            begins: [K] bool, whether the next step is the first of an episode.
+            ignore: [K] bool, whose new observation means nothing; ``None`` for none.
+        """
+        features = self._features(infos)
+        output = self._judged(policy, seen)
+        final_values = None
+        if seen.final_values is not None:
+            final_values = self._final_values(policy, output.hidden, seen, infos)
+        rewards = self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["rewards"], dtype=np.float32))
+        self.buffer.add(
+            replace(
+                seen,
+                inputs=seen.inputs._replace(features=self.features),
+                hidden=self.hidden,
+                output=output,
+                rewards=torch.where(seen.valid, rewards, 0.0),
+                final_values=final_values,
+                likelihood_ratios=(_joint(output) - _joint(seen.output)).exp(),
+            )
+        )
+        self.features = features if ignore is None else features.masked_fill(self._tensor(ignore)[:, None], 0.0)
+        empty = self._tensor(begins)[None, :, None]
+        self.hidden = (output.hidden[0].masked_fill(empty, 0.0), output.hidden[1].masked_fill(empty, 0.0))
+
+    def finish(
+        self, policy: LSTMPolicyBundle, following: PolicyInput, gamma: float, gae_lambda: float, reward_scale: float
+    ) -> None:
+        """Compute the advantages as :meth:`RolloutBuffer.finish`; ``following`` is what the last step led to."""
+        last_values = policy.get_value(self.features, self.hidden, following.indices, following.masks)
+        self.buffer.finish(last_values, gamma, gae_lambda, reward_scale)
+
+    @torch.no_grad()
+    def _judged(self, policy: LSTMPolicyBundle, seen: Transition) -> ActionOutput:
+        """What the policy makes of the actions taken, under the other objective."""
+        indices, masks = seen.inputs.indices, seen.inputs.masks
+        sequences = PolicyInput(
+            features=self.features[:, None],
+            indices=None if indices is None else indices[:, None],
+            masks={head: None if mask is None else mask[:, None] for head, mask in masks.items()},
+        )
+        actions = seen.output.actions
+        found = policy.evaluate_actions(sequences, {h: a[:, None] for h, a in actions.items()}, self.hidden)
+        return ActionOutput(
+            actions=actions,
+            log_probs={head: x[:, 0] for head, x in found.log_probs.items()},
+            value=found.values[:, 0],
+            state_value=found.state_values[:, 0],
+            op_values=found.op_values[:, 0],
+            hidden=found.hidden,
+            sampled_op=seen.output.sampled_op,
+            entropies={head: x[:, 0] for head, x in found.entropy.items()},
+        )
+
+    def _final_values(
+        self, policy: LSTMPolicyBundle, hidden: Hidden, seen: Transition, infos: Mapping[str, Any]
+    ) -> Tensor:
+        """V of the final observation where an episode was truncated, [K]; 0 elsewhere."""
+        values = torch.zeros_like(seen.output.state_value)
+        rows = np.flatnonzero((seen.truncated & ~seen.terminated).cpu().numpy())
+        if len(rows):
+            inputs = self.adapter.encode_final(infos, rows)
+            features = self._features(infos["final_info"])[rows]
+            values[rows] = policy.get_value(
+                features, (hidden[0][:, rows], hidden[1][:, rows]), inputs.indices, inputs.masks
+            )
+        return values
+
+    def _features(self, infos: Mapping[str, Any]) -> Tensor:
+        if OTHER_OBJECTIVE not in infos:
+            raise ValueError(
+                f"the environment told of another objective at its first reset, so infos['{OTHER_OBJECTIVE}'] is "
+                "expected after every reset and step, and in infos['final_info']; got none"
+            )
+        return self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["features"], dtype=np.float32))
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.adapter.device)
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to go on from, as a copy."""
+        return {"features": self.features.clone(), "hidden": [part.clone() for part in self.hidden]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.features = state["features"].to(self.adapter.device)
+        self.hidden = (state["hidden"][0].to(self.adapter.device), state["hidden"][1].to(self.adapter.device))
+
+
+def _joint(output: ActionOutput) -> Tensor:
+    """Log-probability of the whole action, [K]."""
+    return torch.stack(list(output.log_probs.values())).sum(0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
 
 from episodes import quick_task
@@ -16,7 +18,10 @@ from esper import simic
 from esper.cli import main
 from esper.env.growth_env import GrowthVectorEnv
 from esper.simic import NetworkConfig, PPOConfig, TrainConfig
+from esper.simic.training.progress import Progress
+from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.registry import make_policy
 from esper.tasks import TASKS, Digits
 
@@ -103,6 +108,52 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """The directory of a small policy with weights of its own."""
+    torch.manual_seed(5)
+    network = FactoredRecurrentActorCritic(hidden_dim=16, head_dim=8, slot_dim=8)
+    LSTMPolicyBundle(network).save(tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+def weights(directory):
+    return LSTMPolicyBundle.load(directory).network.state_dict()
+
+
+def test_a_trained_policy_goes_on_learning_from_where_it_is(tmp_path, trained):
+    before = weights(trained)
+    assert run("--policy", trained, "--updates", 1, "--ppo.learning-rate", 1e-4, "--out", tmp_path / "run") == 0
+    after = weights(tmp_path / "run" / "policy")
+    assert all(torch.equal(weights(trained)[name], value) for name, value in before.items())
+    changes = [float((after[name] - value).abs().max()) for name, value in before.items()]
+    assert 0 < max(changes) < 1e-2  # at most the learning rate for each of the 32 steps of the optimiser
+
+
+def test_a_run_from_a_trained_policy_goes_on_without_it(tmp_path, trained, monkeypatch):
+    """Stopped in the second rollout and resumed when the policy that it began with is gone: bit for bit the same."""
+
+    class StopsOnce(Progress):
+        steps = 0
+
+        def on_step(self):
+            super().on_step()
+            StopsOnce.steps += 1
+            if StopsOnce.steps == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    assert run("--policy", trained, "--updates", 2, "--out", tmp_path / "whole") == 0
+    monkeypatch.setattr("esper.commands.train.Progress", StopsOnce)
+    assert run("--policy", trained, "--updates", 2, "--out", tmp_path / "stopped") == 130
+    assert len(rows(tmp_path / "stopped")) == 1
+    shutil.rmtree(trained)
+    os.replace(tmp_path / "stopped" / "checkpoint", tmp_path / "stopped" / ".checkpoint.previous")  # killed in a move
+    assert run("--resume", tmp_path / "stopped") == 0
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+    for name in ("comparison.json", "policy/policy.safetensors"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     """The real command in a real process, killed with SIGKILL while it trains."""
@@ -141,6 +192,7 @@ def test_a_finished_run_can_be_compared_again(tmp_path):
         (["--rent", "-1", "--out", "new"], "rent"),
         (["--resume", "nowhere"], "expected the directory of an `esper train` run"),
         (["--out", "full"], "exists and is not empty"),
+        (["--policy", "nowhere", "--out", "new"], "nowhere"),
         (["--task", "quick_digits", "digits", "--out", "new"], "must have the same horizon"),
     ],
 )

@@ -24,6 +24,7 @@ from esper.evaluation.protocol import evaluation_seeds
 from esper.evaluation.record import HOST_ALONE, median_growth
 from esper.run_directory import write_json_atomic
 from esper.simic.ppo import PPOConfig
+from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.simic.training.config import NetworkConfig, TrainConfig
 from esper.simic.training.progress import Progress
 from esper.tamiyo.policy.base import Policy
@@ -87,9 +88,10 @@ class TrainCommand:
         run_dir = self._directory()
         command = load_command(run_dir, self) if self.resume else self
         command.check()
+        policy = command.first_policy(run_dir)
         if not self.resume:
             write_json_atomic(run_dir / "command.json", command.to_json())
-        policy = command.train(run_dir, console)
+        policy = command.train(run_dir, policy, console)
         policy.save(run_dir / "policy")
         comparison = command.compare(policy, console)
         written = write_comparison(comparison, run_dir)
@@ -106,8 +108,6 @@ class TrainCommand:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
         RewardConfig(rent=self.rent)
-        if self.policy is not None:
-            LSTMPolicyBundle.load(self.policy)
         horizons = {name: get_task(name).horizon for name in self.task}
         if len(set(horizons.values())) != 1:
             raise ValueError(f"tasks that are trained together must have the same horizon, got {horizons}")
@@ -146,8 +146,18 @@ class TrainCommand:
             paired=self.paired,
         )
 
-    def train(self, run_dir: Path, console: Console) -> LSTMPolicyBundle:
-        """Train Tamiyo; the trained policy."""
+    def first_policy(self, run_dir: Path) -> LSTMPolicyBundle | None:
+        """What begins or goes on: the policy of the run's own checkpoint, else the one that was given, else ``None``.
+
+        Raises:
+            ValueError: For a missing, truncated or foreign file.
+        """
+        if holds_checkpoint(run_dir / "checkpoint"):
+            return LSTMPolicyBundle.load(find_checkpoint(run_dir / "checkpoint"))
+        return None if self.policy is None else LSTMPolicyBundle.load(self.policy)
+
+    def train(self, run_dir: Path, policy: LSTMPolicyBundle | None, console: Console) -> LSTMPolicyBundle:
+        """Train Tamiyo, from ``policy`` on if there is one; the trained policy."""
         envs = [self.make_env(name, self.num_envs, AutoresetMode.SAME_STEP) for name in self.task]
         config = TrainConfig(
             seed=self.seed,
@@ -163,10 +173,10 @@ class TrainCommand:
             return simic.train(
                 envs,
                 config=config,
-                policy=None if self.policy is None else LSTMPolicyBundle.load(self.policy),
+                policy=policy,
                 run_dir=run_dir,
                 callback=Progress(console=console, quiet=self.quiet),
-                resume=(run_dir / "checkpoint").exists(),
+                resume=holds_checkpoint(run_dir / "checkpoint"),
             ).policy
         finally:
             for env in envs:

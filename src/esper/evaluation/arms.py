@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from esper.env.growth_env import GrowthVectorEnv
@@ -25,6 +26,7 @@ from esper.tasks import Task, get_task
 
 TAMIYO = "Tamiyo"
 SHUFFLED = "Tamiyo, shuffled observations"
+FOREIGN = "Tamiyo, observations of other tasks"
 RANDOM_LEGAL = "random legal"
 FIXED = "fixed schedule"
 HEURISTIC = "heuristic"
@@ -46,21 +48,27 @@ class Bench:
     """What an arm gets to run on one task."""
 
     task: str
+    tasks: tuple[str, ...]
+    """All tasks of the study."""
     policy: str
     """Name or directory of the trained policy."""
     num_seeds: int
     seed: int
     rent: float
     random_architectures: int
-    results: Callable[[str], list[EpisodeResult]]
-    """What another arm, which this one needs, came to on this task."""
+    all_results: Callable[[str, str], list[EpisodeResult]]
+    """What came of a task and an arm that this one needs."""
+
+    def results(self, arm: str) -> list[EpisodeResult]:
+        """What another arm, which this one needs, came to on this task."""
+        return self.all_results(self.task, arm)
 
     @property
     def seeds(self) -> list[int]:
         """Episode seeds of the final comparison; nothing is trained, tuned or chosen on them."""
         return evaluation_seeds(self.num_seeds, seed=self.seed, purpose="test")
 
-    def play(self, policy: Policy, arm: str) -> list[EpisodeResult]:
+    def play(self, policy: Policy, arm: str, *, keep_features: bool = False) -> list[EpisodeResult]:
         """A policy on every seed."""
         env = GrowthVectorEnv(
             self.num_seeds,
@@ -69,7 +77,7 @@ class Bench:
             autoreset_mode=AutoresetMode.NEXT_STEP,
         )
         try:
-            return run_episodes(env, policy, self.seeds, arm=arm)
+            return run_episodes(env, policy, self.seeds, arm=arm, keep_features=keep_features)
         finally:
             env.close()
 
@@ -88,7 +96,9 @@ class Arm:
     run: Callable[[Bench, str], list[EpisodeResult]]
     """Takes the bench and the arm's name."""
     needs: tuple[str, ...] = ()
-    """Arms that have to be run before."""
+    """Arms that have to be run before, on the same task."""
+    needs_elsewhere: tuple[str, ...] = ()
+    """Arms that have to be run before, on all other tasks."""
     obstacle: Callable[[Task], str | None] = _no_obstacle
     """Why the arm cannot be run on a task; ``None`` if it can."""
 
@@ -98,12 +108,19 @@ def _named(policy: str) -> Callable[[Bench, str], list[EpisodeResult]]:
 
 
 def _tamiyo(bench: Bench, arm: str) -> list[EpisodeResult]:
-    return bench.play(make_policy(bench.policy), arm)
+    return bench.play(make_policy(bench.policy), arm, keep_features=arm == TAMIYO)
 
 
 def _shuffled(bench: Bench, arm: str) -> list[EpisodeResult]:
     policy = make_policy(bench.policy)
     policy.shuffle_observations = True  # type: ignore[attr-defined]
+    return bench.play(policy, arm)
+
+
+def _foreign(bench: Bench, arm: str) -> list[EpisodeResult]:
+    policy = make_policy(bench.policy)
+    runs = [run for task in bench.tasks if task != bench.task for run in bench.all_results(task, TAMIYO)]
+    policy.foreign_observations = [np.array(run.features) for run in runs]  # type: ignore[attr-defined]
     return bench.play(policy, arm)
 
 
@@ -175,10 +192,11 @@ def _at_rent(run: Callable[[Bench, str], list[EpisodeResult]], rent: float) -> C
     return lambda bench, arm: run(replace(bench, rent=rent), arm)
 
 
-def study_arms(rents: tuple[float, ...], random_count: int) -> dict[str, Arm]:
+def study_arms(tasks: tuple[str, ...], rents: tuple[float, ...], random_count: int) -> dict[str, Arm]:
     """All arms by name, in the order of the report.
 
     Args:
+        tasks: Tasks of the study.
         rents: Rents for the front of sizes, of Tamiyo and of the heuristic.
         random_count: Number of random architectures.
     """
@@ -192,7 +210,7 @@ def study_arms(rents: tuple[float, ...], random_count: int) -> dict[str, Arm]:
             _named("heuristic"),
         ),
         Arm(TAMIYO, "the learned controller", _tamiyo),
-        Arm(SHUFFLED, "the learned controller, shown what happens in other runs", _shuffled),
+        Arm(SHUFFLED, "the learned controller, shown what happens in other runs of the same task", _shuffled),
         Arm(STATIC_EPOCHS, "the network that Tamiyo grew, trained from scratch for as long", _static_epochs, (TAMIYO,)),
         Arm(STATIC_FLOPS, "the same, trained from scratch for as many FLOPs", _static_flops, (TAMIYO,)),
         Arm(ALL_FILLED, "the largest fitting block in every slot from the start", _all_filled),
@@ -216,6 +234,10 @@ def study_arms(rents: tuple[float, ...], random_count: int) -> dict[str, Arm]:
             obstacle=obstacle,
         ),
     ]
+    if len(tasks) > 1:
+        meaning = "the learned controller, shown what happened in its runs of other tasks"
+        shuffled = next(i for i, arm in enumerate(arms) if arm.name == SHUFFLED)
+        arms.insert(shuffled + 1, Arm(FOREIGN, meaning, _foreign, needs_elsewhere=(TAMIYO,)))
     for rent in rents:
         arms.append(Arm(at_rent(TAMIYO, rent), f"Tamiyo under a rent of {rent:g}", _at_rent(_tamiyo, rent)))
     for rent in rents:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ class EpisodeResult:
     """FLOPs of training so far, after every decision, [T + 1]; what is counted says :mod:`esper.evaluation.compute`."""
     rent: float
     """Price of a doubling of parameters, in points of score."""
+    features: list[list[float]] = field(default_factory=list)
+    """What the controller saw at every decision, [T, 24 + 34·S]; empty where it was not kept."""
 
     @property
     def total_params(self) -> int:
@@ -108,9 +110,17 @@ class _Recorder:
 
 
 def run_episodes(
-    env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int], *, arm: str, on_decision: OnDecision | None = None
+    env: GrowthVectorEnv,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    arm: str,
+    on_decision: OnDecision | None = None,
+    keep_features: bool = False,
 ) -> list[EpisodeResult]:
     """Let ``policy`` steer one episode for each of the ``seeds``, one a row of ``env``; results in their order.
+
+    What the policy saw becomes part of the results with ``keep_features``.
 
     Raises:
         ValueError: When ``env`` has another number of rows than there are seeds, or resets itself within a step.
@@ -130,8 +140,12 @@ def run_episodes(
     if any(episode.horizon != horizon for episode in env.episodes):
         raise ValueError("run_episodes needs episodes of one length; evaluate variants of the horizon one at a time")
     info: dict[str, Any] = {}
+    features: list[list[list[float]]] = [[] for _ in seeds]
     for decision in range(horizon):
         actions = policy.act(observation)
+        if keep_features:
+            for row, numbers in enumerate(observation["features"].tolist()):
+                features[row].append(numbers)
         observation, _, _, _, info = env.step(actions)
         for row in range(env.num_envs):
             recorder.ops[row].append(Op(int(actions["op"][row])).name)
@@ -158,6 +172,7 @@ def run_episodes(
             architecture=recorder.architecture(row),
             train_flops=training_flops(env.task, env.episodes[row], recorder.slots[row]),
             rent=env.episodes[row].rent,
+            features=features[row],
         )
         for row in range(env.num_envs)
     ]

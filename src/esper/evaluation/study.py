@@ -70,7 +70,7 @@ class Study:
 
     def __init__(self, config: StudyConfig, directory: Path) -> None:
         self.config, self.directory = config, directory
-        self.arms = study_arms(config.rents, config.random_architectures)
+        self.arms = study_arms(tuple(config.task), config.rents, config.random_architectures)
         stored = directory / "config.json"
         mine = json.loads(json.dumps(asdict(config)))
         if stored.exists() and (theirs := json.loads(stored.read_text(encoding="utf-8"))) != mine:
@@ -108,12 +108,13 @@ class Study:
         config = self.config
         bench = Bench(
             task=task,
+            tasks=tuple(config.task),
             policy=config.policy,
             num_seeds=config.seeds,
             seed=config.seed,
             rent=config.rent,
             random_architectures=config.random_architectures,
-            results=lambda needed: self.results((task, needed)),
+            all_results=lambda task, needed: self.results((task, needed)),
         )
         results = self.arms[arm].run(bench, arm)
         write_json_atomic(self.path(unit), [result.to_json() for result in results])
@@ -135,11 +136,17 @@ class Study:
             for process in multiprocessing.active_children():
                 process.terminate()
 
+    def _needs(self, unit: Unit) -> set[Unit]:
+        """Units that have to be run before this one."""
+        task, arm = unit
+        here = {(task, needed) for needed in self.arms[arm].needs}
+        return here | {(t, needed) for needed in self.arms[arm].needs_elsewhere for t in self.config.task if t != task}
+
     def _in_order(self, pool: ProcessPoolExecutor, units: list[Unit], done: set[Unit]) -> Iterator[Unit]:
         """Submit each unit once what it needs is done; give out units as they are finished."""
         running: set[Future[Unit]] = set()
         while units or running:
-            ready = [(t, a) for t, a in units if all((t, needed) in done for needed in self.arms[a].needs)]
+            ready = [unit for unit in units if self._needs(unit) <= done]
             units = [unit for unit in units if unit not in ready]
             running |= {pool.submit(_run_unit, self.config, self.directory, unit) for unit in ready}
             finished, running = wait(running, return_when=FIRST_COMPLETED)

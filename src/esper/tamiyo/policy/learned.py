@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from esper.observation import RUN_SIZE, SLOT_SIZE
 from esper.tamiyo.policy.base import Actions, Observation
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
@@ -19,14 +21,23 @@ class LearnedPolicy:
         deterministic: Take the most probable choice of every head instead of drawing one.
         shuffle_observations: Give every run the features of another run (a permutation drawn at each decision, masks
             kept in place). An ablation: what is left of the policy when what it sees is not its own run.
+        foreign_observations: Features of finished runs, each ``[T, 24 + 34·S]``; at each decision every run is shown
+            those of one of them, drawn anew, at the same decision (masks kept in place). A run with another number of
+            slots lends its slots in turn. The same ablation across tasks.
     """
 
     def __init__(
-        self, bundle: LSTMPolicyBundle, *, deterministic: bool = True, shuffle_observations: bool = False
+        self,
+        bundle: LSTMPolicyBundle,
+        *,
+        deterministic: bool = True,
+        shuffle_observations: bool = False,
+        foreign_observations: Sequence[np.ndarray] = (),
     ) -> None:
         self.bundle = bundle
         self.deterministic = deterministic
         self.shuffle_observations = shuffle_observations
+        self.foreign_observations = foreign_observations
         self._hidden: Any = None
 
     def reset(self, num_runs: int, seed: int) -> None:
@@ -34,12 +45,15 @@ class LearnedPolicy:
         self._hidden = self.bundle.initial_hidden(num_runs)
         self._generator = torch.Generator().manual_seed(seed)
         self._rng = np.random.default_rng(seed)
+        self._decision = 0
 
     def act(self, observation: Observation) -> Actions:
         """One decision for each run."""
         features = np.asarray(observation["features"], dtype=np.float32)
         if self.shuffle_observations:
             features = features[self._rng.permutation(len(features))]
+        if self.foreign_observations:
+            features = self._foreign(len(features), num_slots=np.shape(observation["blueprints"])[1])
         inputs = PolicyInput(
             torch.as_tensor(features),
             torch.as_tensor(np.asarray(observation["blueprints"], dtype=np.int64)),
@@ -47,4 +61,14 @@ class LearnedPolicy:
         )
         out = self.bundle.act(inputs, self._hidden, self.deterministic, self._generator)
         self._hidden = out.hidden
+        self._decision += 1
         return {name: choice.numpy() for name, choice in out.actions.items()}
+
+    def _foreign(self, num_runs: int, num_slots: int) -> np.ndarray:
+        """What other runs showed at this decision, [num_runs, 24 + 34·num_slots]."""
+        shown = []
+        for i in self._rng.integers(len(self.foreign_observations), size=num_runs):
+            features = self.foreign_observations[i][self._decision]
+            slots = np.resize(features[RUN_SIZE:], num_slots * SLOT_SIZE)
+            shown.append(np.concatenate([features[:RUN_SIZE], slots]))
+        return np.stack(shown).astype(np.float32)

@@ -1,0 +1,75 @@
+"""Tamiyo as a policy, and what she decides when she is shown other runs than her own."""
+
+import numpy as np
+import pytest
+import torch
+
+from esper.actions import HEADS
+from esper.observation import features_size
+from esper.tamiyo.networks import FactoredRecurrentActorCritic
+from esper.tamiyo.policy.learned import LearnedPolicy
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+SLOTS, RUNS, STEPS = 3, 4, 5
+
+
+class Recorder(LSTMPolicyBundle):
+    """Keeps the features that it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__(FactoredRecurrentActorCritic(hidden_dim=16, head_dim=8))
+        self.seen: list[np.ndarray] = []
+
+    def act(self, inputs, *args, **kwargs):
+        self.seen.append(inputs.features.numpy().copy())
+        return super().act(inputs, *args, **kwargs)
+
+
+def observations(seed=0):
+    rng = np.random.default_rng(seed)
+    masks = {name: np.ones((RUNS, size), dtype=bool) for name, size in HEADS.sizes(SLOTS).items()}
+    masks["slot"] = np.ones((RUNS, HEADS.sizes(SLOTS)["op"], SLOTS), dtype=bool)
+    masks["blueprint"] = np.ones((RUNS, SLOTS, HEADS.sizes(SLOTS)["blueprint"]), dtype=bool)
+    for _ in range(STEPS):
+        yield {
+            "features": rng.normal(size=(RUNS, features_size(SLOTS))).astype(np.float32),
+            "blueprints": np.full((RUNS, SLOTS), -1),
+            "action_mask": masks,
+        }
+
+
+def shown(**options) -> np.ndarray:
+    """[STEPS, RUNS, D]: what the network is asked about."""
+    torch.manual_seed(0)
+    bundle = Recorder()
+    policy = LearnedPolicy(bundle, **options)
+    policy.reset(RUNS, seed=1)
+    for observation in observations():
+        policy.act(observation)
+    return np.stack(bundle.seen)
+
+
+def test_she_is_shown_her_own_runs():
+    assert np.array_equal(shown(), np.stack([o["features"] for o in observations()]))
+
+
+def test_shuffled_she_is_shown_the_other_runs_of_the_same_decision():
+    own, seen = shown(), shown(shuffle_observations=True)
+    assert not np.array_equal(seen, own)
+    assert np.array_equal(np.sort(seen, axis=1), np.sort(own, axis=1))
+
+
+@pytest.mark.parametrize("slots", [2, 3, 5])
+def test_foreign_runs_are_shown_at_the_same_decision_whatever_their_slots(slots):
+    rng = np.random.default_rng(3)
+    foreign = [rng.normal(size=(STEPS, features_size(slots))).astype(np.float32) for _ in range(6)]
+    seen = shown(foreign_observations=foreign)
+    lenders = set()
+    for t in range(STEPS):
+        for row in range(RUNS):
+            lender = next(i for i, run in enumerate(foreign) if np.array_equal(run[t, :24], seen[t, row, :24]))
+            lenders.add(lender)
+            theirs = foreign[lender][t, 24:].reshape(slots, 34)
+            mine = seen[t, row, 24:].reshape(SLOTS, 34)
+            assert all(np.array_equal(mine[slot], theirs[slot % slots]) for slot in range(SLOTS))
+    assert len(lenders) > 3

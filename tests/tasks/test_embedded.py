@@ -15,6 +15,7 @@ from esper.tasks import TASKS, get_task, signals
 SIZES = {
     "digits": (1197, 300, 300),
     "digits_shuffled": (1197, 300, 300),
+    "digits_rows": (1197, 300, 300),
     "mnist1d": (3200, 800, 1000),
     "mnist1d_shuffled": (3200, 800, 1000),
     "breast_cancer": (341, 114, 114),
@@ -27,6 +28,7 @@ SIZES = {
 HOST_PARAMETERS = {
     "digits": 386,
     "digits_shuffled": 386,
+    "digits_rows": 522,
     "mnist1d": 2138,
     "mnist1d_shuffled": 2138,
     "breast_cancer": 482,
@@ -165,6 +167,24 @@ def test_shuffled_digits_are_digits_with_their_pixels_moved():
     assert torch.allclose(plain.test_x.flatten(1).sort(1).values, shuffled.test_x.flatten(1).sort(1).values, atol=1e-6)
 
 
+def test_digits_rows_are_digits_read_from_the_top():
+    images, rows_of = get_task("digits").splits(), get_task("digits_rows").splits()
+    assert torch.equal(images.train_y, rows_of.train_y)
+    pixels = images.train_x[:, 0]
+    standardised = (pixels - pixels.mean((0, 1))) / pixels.std((0, 1), correction=0)
+    assert torch.allclose(rows_of.train_x, standardised, rtol=1e-4, atol=1e-4)
+
+
+def test_a_host_may_have_more_blocks_than_three():
+    task = get_task("digits_rows")
+    assert task.slots == ("block1", "block2", "block3", "block4", "block5")
+    host, called = task.build_host(), []
+    for slot in task.slots:
+        host.get_submodule(slot).register_forward_hook(lambda *_, slot=slot: called.append(slot))
+    host(task.splits().val_x[:1])
+    assert tuple(called) == task.slots
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_targets_of_a_text_are_the_characters_that_follow(name):
     splits = get_task(name).splits()
@@ -198,19 +218,21 @@ def test_host_of_a_text_sees_only_the_token_at_its_place(name):
     assert changed.nonzero().flatten().tolist() == [10]
 
 
-def test_mnist1d_host_sees_no_neighbours_before_its_head():
-    task = get_task("mnist1d")
+@pytest.mark.parametrize(("name", "at"), [("mnist1d", 10), ("digits_rows", 5)])
+def test_host_of_a_sequence_sees_no_neighbours_before_its_head(name, at):
+    task = get_task(name)
     host, x = task.build_host(), task.splits().val_x[:1].clone()
     seen = []
-    host.block3.register_forward_hook(lambda module, args, output: seen.append(output))
+    host.get_submodule(task.slots[-1]).register_forward_hook(lambda module, args, output: seen.append(output))
     host(x)
-    x[0, 10] += 1.0
+    x[0, at] += 1.0
     host(x)
-    assert (seen[0] != seen[1]).any(2)[0].nonzero().flatten().tolist() == [10]
+    assert (seen[0] != seen[1]).any(2)[0].nonzero().flatten().tolist() == [at]
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("mnist1d", 0.44, 0.53), ("digits", 0.45, 0.65), ("spirals", 0.45, 0.8)]
+    ("name", "low", "high"),
+    [("mnist1d", 0.44, 0.53), ("digits", 0.45, 0.65), ("digits_rows", 0.62, 0.8), ("spirals", 0.45, 0.8)],
 )
 def test_host_alone_leaves_headroom(name, low, high):
     """Growing is worth tens of points on these tasks; a host that did without would leave nothing to grow."""

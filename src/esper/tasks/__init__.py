@@ -6,7 +6,7 @@ from pathlib import Path
 
 from esper.tasks.automatic import auto_host
 from esper.tasks.base import TASKS, Splits, Task, register_task, unknown_task
-from esper.tasks.images import Digits, ShuffledDigits
+from esper.tasks.images import Digits, DigitsRows, ShuffledDigits
 from esper.tasks.loading import load_data
 from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
 from esper.tasks.synthetic import Spirals
@@ -20,6 +20,7 @@ __all__ = [
     "CharLM",
     "CodeLM",
     "Digits",
+    "DigitsRows",
     "ShuffledDigits",
     "ShuffledMNIST1D",
     "Spirals",

@@ -1,4 +1,4 @@
-"""Small hosts with three slots: stem → block1 → block2 → block3 → head.
+"""Small hosts, most of them with three slots: stem → block1 → block2 → block3 → head.
 
 Each block is a residual step h + relu(layer(h)) at every position on its own, so that what a host lacks (neighbours,
 normalisation, width, attention) is left to growth.
@@ -6,13 +6,20 @@ normalisation, width, attention) is left to growth.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-BLOCKS: tuple[str, ...] = ("block1", "block2", "block3")
-"""Names of the slots of every host in this file."""
+
+def block_names(count: int) -> tuple[str, ...]:
+    """Names of the slots of a host with ``count`` blocks: block1, block2, and so on."""
+    return tuple(f"block{number}" for number in range(1, count + 1))
+
+
+BLOCKS = block_names(3)
+"""Names of the slots of a host with three blocks."""
 
 
 class Residual(nn.Module):
@@ -47,27 +54,29 @@ class GlobalMean(nn.Module):
         return h.mean((2, 3))
 
 
-class Host(nn.Module):
-    """A stem, three blocks (the slots) and a head.
+class Host(nn.Sequential):
+    """A stem, blocks (the slots) and a head.
+
+    It answers with class logits ``[N, classes]``, or ``[N, L, classes]`` where the head answers at every position.
 
     Args:
         stem: Turns an input into channels.
         layer: Makes one layer that keeps the shape of the stem's output.
         head: Turns channels into class logits.
         depth: Layers in each block.
+        slots: Names of the blocks, in the order of execution.
     """
 
-    def __init__(self, stem: nn.Module, layer: Callable[[], nn.Module], head: nn.Module, depth: int = 1) -> None:
-        super().__init__()
-        self.stem = stem
-        self.block1, self.block2, self.block3 = (
-            nn.Sequential(*(Residual(layer()) for _ in range(depth))) for _ in BLOCKS
-        )
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class logits ``[N, classes]``, or ``[N, L, classes]`` for a host that answers at every position."""
-        return self.head(self.block3(self.block2(self.block1(self.stem(x)))))
+    def __init__(
+        self,
+        stem: nn.Module,
+        layer: Callable[[], nn.Module],
+        head: nn.Module,
+        depth: int = 1,
+        slots: tuple[str, ...] = BLOCKS,
+    ) -> None:
+        blocks = {slot: nn.Sequential(*(Residual(layer()) for _ in range(depth))) for slot in slots}
+        super().__init__(OrderedDict(stem=stem, **blocks, head=head))
 
 
 def scaled(channels: int, width: float) -> int:
@@ -82,13 +91,16 @@ def vector_host(features: int, classes: int, channels: int, depth: int = 1) -> H
     )
 
 
-def sequence_host(inputs: int, segments: int, classes: int, channels: int, depth: int = 1) -> Host:
+def sequence_host(
+    inputs: int, segments: int, classes: int, channels: int, depth: int = 1, slots: tuple[str, ...] = BLOCKS
+) -> Host:
     """A pointwise network for sequences ``[N, L, inputs]``: no position sees another before the head.
 
-    The head reads the means of ``segments`` equal stretches; L must be a multiple of ``segments``.
+    The head reads the means of ``segments`` equal stretches; L must be a multiple of ``segments``. ``slots`` names the
+    blocks.
     """
     head = nn.Sequential(SegmentMean(segments), nn.Linear(segments * channels, classes))
-    return Host(nn.Linear(inputs, channels), lambda: nn.Linear(channels, channels), head, depth)
+    return Host(nn.Linear(inputs, channels), lambda: nn.Linear(channels, channels), head, depth, slots)
 
 
 def image_host(inputs: int, classes: int, channels: int, stride: int, kernel: int = 1, depth: int = 1) -> Host:

@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from esper.tasks.base import Splits, Task, register_task
-from esper.tasks.hosts import BLOCKS, image_host, scaled
+from esper.tasks.hosts import BLOCKS, block_names, image_host, scaled, sequence_host
 from esper.tasks.prepare import split_in_three
 
 _SIDE = 8
@@ -25,7 +25,7 @@ class Digits(Task):
 
     def load(self) -> Splits:
         """The 1,797 images of :func:`sklearn.datasets.load_digits`."""
-        return _splits(np.arange(_SIDE * _SIDE))
+        return _splits((1, _SIDE, _SIDE))
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """A 3×3 convolution of stride 2 and three pointwise blocks at 4×4, of 8 channels."""
@@ -36,7 +36,8 @@ class Digits(Task):
 class ShuffledDigits(Digits):
     """Digits with the pixels shuffled by one fixed permutation: neighbours mean nothing.
 
-    The control for :class:`Digits`, with the same images in the same splits and the same host.
+    The control for :class:`Digits`, with the same images in the same splits and the same host: growing should pay less
+    here.
     """
 
     name = "digits_shuffled"
@@ -45,10 +46,32 @@ class ShuffledDigits(Digits):
 
     def load(self) -> Splits:
         """The data of :class:`Digits` with shuffled pixels."""
-        return _splits(np.random.default_rng(_SHUFFLE_SEED).permutation(_SIDE * _SIDE))
+        order = np.random.default_rng(_SHUFFLE_SEED).permutation(_SIDE * _SIDE)
+        return _splits((1, _SIDE, _SIDE), order)
 
 
-def _splits(order: np.ndarray) -> Splits:
+@register_task
+class DigitsRows(Task):
+    """Digits read row by row: sequences of 8 rows of 8 pixels, 10 classes: 1,197 training, 300 validation, 300 test.
+
+    A longer host than those of the other tasks, with five slots; it sees no row beside another.
+    """
+
+    name = "digits_rows"
+    description = "handwritten digits read as 8 rows of 8 pixels, 10 classes (scikit-learn)"
+    slots = block_names(5)
+
+    def load(self) -> Splits:
+        """The images of :class:`Digits` in the same splits; the columns are the channels, each standardised."""
+        return _splits((_SIDE, _SIDE))
+
+    def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
+        """Five pointwise blocks of 8 channels; the head reads the mean of all rows."""
+        return sequence_host(_SIDE, 1, 10, scaled(8, width), depth, self.slots)
+
+
+def _splits(form: tuple[int, ...], order: np.ndarray | slice = slice(None)) -> Splits:
+    """Images as arrays of shape ``form``, their pixels in this order."""
     digits = load_digits()
-    images = digits.data[:, order].reshape(-1, 1, _SIDE, _SIDE)
+    images = digits.data[:, order].reshape(-1, *form)
     return split_in_three(images, digits.target, val=300, test=300)

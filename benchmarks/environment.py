@@ -41,7 +41,7 @@ from esper.env.growth_env import GrowthVectorEnv
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
-from esper.tamiyo.policy.rules import RandomPolicy
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy
 from esper.tasks import TASKS
 
 PARTS = ("training", "validation", "attribution", "books", "observation", "policy")
@@ -128,6 +128,11 @@ class Contender:
             policy.reset(hosts, seed=0)
         self._observation, _ = self.env.reset(seed=0)
 
+    def skip(self, decisions: int) -> None:
+        """Decisions that are not timed."""
+        for _ in range(decisions):
+            self._observation, *_ = self.env.step(self._random.act(self._observation))
+
     def play(self, decisions: int) -> None:
         """One segment; drawing the random action is not timed."""
         self._stopwatch.seconds.clear()
@@ -175,6 +180,7 @@ class Settings:
     clock: str = "wall"
     segments: int = 8
     decisions: int = 3
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,8 @@ def compare(task: str, hosts: int, settings: Settings, stopwatch: Stopwatch) -> 
     if settings.processes and hosts > 1:
         engines["stacked, 2 processes"] = {"engine": "stacked", "num_workers": 2}
     contenders = {name: Contender(task, hosts, stopwatch, **arguments) for name, arguments in engines.items()}
+    for contender in contenders.values():
+        contender.skip(settings.skip)
     operations = 0
     for segment in range(settings.segments):
         turn = list(contenders.values())
@@ -232,6 +240,40 @@ def _row(
         gflops=operations / contender.parts["training"] / 1e9 if here else None,
         shares={part: seconds / total for part, seconds in contender.parts.items()} if here else None,
     )
+
+
+# ------------------------------------------------------------------------------------------------ the ceiling
+
+
+def ceiling(task: str, clock: Callable[[], float]) -> float:
+    """How many times faster than the loop an engine could be that did the same arithmetic at the same speed.
+
+    What training hosts in one graph saves is what a step costs however small its batch: the calls, and the optimiser's
+    pass over the weights. A step on one sample tells it. Measured on a network that the fixed schedule has grown.
+    """
+    env = GrowthVectorEnv(1, task, engine="loop")
+    policy = FixedSchedulePolicy()
+    policy.reset(1, seed=0)
+    observation, _ = env.reset(seed=0)
+    for _ in range(8):
+        observation, *_ = env.step(policy.act(observation))
+    run = env.engine.runs[0]  # type: ignore[attr-defined]
+    whole, one = _step_seconds(run, env.task.batch_size, clock), _step_seconds(run, 1, clock)
+    env.close()
+    return whole / (whole - one)
+
+
+def _step_seconds(run: HostRun, samples: int, clock: Callable[[], float], repeats: int = 60) -> float:
+    splits, model = run.task.splits(), run.network.model.train()
+    x, y = splits.train_x[:samples], splits.train_y[:samples]
+    seconds = []
+    for _ in range(repeats):
+        began = clock()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.task.loss(model(x), y).backward()
+        run.optimizer.step()
+        seconds.append(clock() - began)
+    return median(seconds)
 
 
 # ------------------------------------------------------------------------------------------------ the machine
@@ -270,18 +312,22 @@ def hardware() -> str:
 # ------------------------------------------------------------------------------------------------ the report
 
 
-def report(rows: Sequence[Row], machine: dict[str, float], settings: Settings, date: str) -> str:
+def report(
+    rows: Sequence[Row], ceilings: dict[str, float], machine: dict[str, float], settings: Settings, date: str
+) -> str:
     """The result as a page."""
     lines = [
         f"# The environment, {date}",
         "",
         f"{hardware()}, {settings.threads} thread(s), {settings.clock} time; {settings.segments} segments of "
-        f"{settings.decisions} decisions.",
+        f"{settings.decisions} decisions, the first after {settings.skip}.",
         "",
         "| task | K | engine | env steps/s | samples/s | × loop | GFLOP/s | " + " | ".join(PARTS) + " |",
         "|---|---|---|---|---|---|---|" + "---|" * len(PARTS),
     ]
     lines += map(_line, rows)
+    lines += ["", "Times the loop at most, if all costs that do not grow with the batch were saved and nothing else: "]
+    lines[-1] += ", ".join(f"{task} {times:.1f}" for task, times in ceilings.items()) + "."
     lines += ["", "The same machine, in GFLOP/s: " + "; ".join(f"{k}: {v:.1f}" for k, v in machine.items()) + "."]
     return "\n".join(lines) + "\n"
 
@@ -303,6 +349,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=tuple(CLOCKS), default=Settings.clock)
     parser.add_argument("--segments", type=int, default=Settings.segments)
     parser.add_argument("--decisions", type=int, default=Settings.decisions, help="in a segment")
+    parser.add_argument("--skip", type=int, default=Settings.skip, help="decisions before the first segment")
     parser.add_argument("--output", type=Path, help="folder for a dated page and JSON file")
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
@@ -312,19 +359,21 @@ def main() -> None:
         parser.error("--clock process is for one thread in one process; leave it out")
     stopwatch = Stopwatch(CLOCKS[settings.clock])
     machine = machine_gflops(stopwatch.clock)
+    ceilings = {task: ceiling(task, stopwatch.clock) for task in settings.tasks}
     watch_engines(stopwatch)
     rows: list[Row] = []
     for task, hosts in itertools.product(settings.tasks, settings.hosts):
         rows += compare(task, hosts, settings, stopwatch)
         print(f"measured {task} with {hosts} hosts", flush=True)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    page = report(rows, machine, settings, date)
+    page = report(rows, ceilings, machine, settings, date)
     print(page)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         stem = f"environment-{date}-{settings.threads}-thread"
         (output / f"{stem}.md").write_text(page, encoding="utf-8")
-        result = {"date": date, "hardware": hardware(), "settings": asdict(settings), "machine_gflops": machine}
+        result = {"date": date, "hardware": hardware(), "settings": asdict(settings)}
+        result |= {"machine_gflops": machine, "ceilings": ceilings}
         text = json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
         (output / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
 

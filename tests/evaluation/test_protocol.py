@@ -4,7 +4,7 @@ import pytest
 
 from episodes import quick_task
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.comparison import compare
+from esper.evaluation.comparison import COLUMNS, compare, objective, to_json
 from esper.evaluation.protocol import evaluation_seeds, run_episodes
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 
@@ -41,14 +41,14 @@ def test_the_host_alone_is_the_same_whoever_watches(env):
 
 def test_a_comparison_keeps_every_arm_and_pairs_by_seed(env):
     arms = {"host alone": WaitPolicy(), "random": RandomPolicy(), "fixed": FixedSchedulePolicy()}
-    comparison = compare([env], arms, [1, 2, 3])
-    assert [(row.task, row.arm, row.episodes) for row in comparison.rows()] == [("digits", arm, 3) for arm in arms]
-    data = comparison.to_json("fixed")
+    table = compare([env], arms, [1, 2, 3])
+    assert [(row.task, row.arm, row.episodes) for row in table.rows(COLUMNS)] == [("digits", arm, 3) for arm in arms]
+    data = to_json(table, "fixed")
     assert {d["other"] for d in data["differences"]} == {"host alone", "random"}
     assert len(data["episodes"]) == 9
-    mean = sum(r.J for r in comparison.select("digits", "fixed")) / 3
-    other = sum(r.J for r in comparison.select("digits", "random")) / 3
-    assert comparison.difference("fixed", "random", "digits").estimate == pytest.approx(mean - other)
+    mean = sum(r.J for r in table.select("digits", "fixed")) / 3
+    other = sum(r.J for r in table.select("digits", "random")) / 3
+    assert table.difference(objective, "fixed", "random", ["digits"]).estimate == pytest.approx(mean - other)
 
 
 def test_seeds_depend_on_seed_and_purpose_alone():

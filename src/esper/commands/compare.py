@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from esper.evaluation import arms
-from esper.evaluation.comparison import Comparison
 from esper.evaluation.figure import growth_figure
 from esper.evaluation.record import median_growth
 from esper.evaluation.report import html_report
 from esper.evaluation.study import Study, StudyConfig, Unit
 from esper.evaluation.study_figures import rent_front, score_against_flops, score_against_parameters
-from esper.evaluation.verdicts import Claim, Table, claims
+from esper.evaluation.table import Table
+from esper.evaluation.verdicts import COLUMNS, Claim, claims
 from esper.run_directory import write_json_atomic
 from esper.tamiyo.policy.registry import trained_on
 
@@ -86,7 +86,7 @@ def write_report(study: Study) -> tuple[list[Claim], list[Path]]:
     page = directory / "report.html"
     meanings = {name: arm.meaning for name, arm in study.arms.items()}
     page.write_text(html_report(table, found, meanings, figures, _settings(study)), encoding="utf-8")
-    rows = [row.to_json() for row in everything.rows()]
+    rows = [row.to_json() for row in everything.rows(COLUMNS)]
     write_json_atomic(directory / "comparison.json", {"claims": [c.to_json() for c in found], "rows": rows})
     return found, [page, directory / "comparison.json", *(path for path, _ in figures)]
 
@@ -114,8 +114,7 @@ def _figures(everything: Table, table: Table, config: StudyConfig, directory: Pa
     rent_front(everything, config.rents, figures[2][0])
     for task in table.tasks:
         path = directory / f"growth-{task}.png"
-        runs = Comparison([r for (t, _), found in table.results.items() if t == task for r in found])
-        growth_figure(median_growth(runs, task, arms.TAMIYO), path)
+        growth_figure(median_growth(table, task, arms.TAMIYO), path)
         figures.append((path, f"{task}: the growth by Tamiyo whose J is the median one, decision by decision."))
     return figures
 

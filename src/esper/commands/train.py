@@ -17,11 +17,12 @@ from esper import simic
 from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
-from esper.evaluation.comparison import Comparison, compare
+from esper.evaluation import comparison
 from esper.evaluation.figure import growth_figure
 from esper.evaluation.progress import EpisodeProgress
 from esper.evaluation.protocol import evaluation_seeds
 from esper.evaluation.record import HOST_ALONE, median_growth
+from esper.evaluation.table import Table
 from esper.run_directory import write_json_atomic
 from esper.simic.ppo import PPOConfig
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
@@ -93,9 +94,9 @@ class TrainCommand:
             write_json_atomic(run_dir / "command.json", command.to_json())
         policy = command.train(run_dir, policy, console)
         policy.save(run_dir / "policy")
-        comparison = command.compare(policy, console)
-        written = write_comparison(comparison, run_dir)
-        console.print(comparison.table(TAMIYO))
+        table = command.compare(policy, console)
+        written = write_comparison(table, run_dir)
+        console.print(comparison.printed(table, TAMIYO))
         console.print("Written:")
         for name in ("config.json", "metrics.jsonl", "checkpoint", "policy"):
             console.print(f"  {run_dir / name}", soft_wrap=True)
@@ -182,7 +183,7 @@ class TrainCommand:
             for env in envs:
                 env.close()
 
-    def compare(self, policy: LSTMPolicyBundle, console: Console) -> Comparison:
+    def compare(self, policy: LSTMPolicyBundle, console: Console) -> Table:
         """All controllers on episodes that were not trained on, and on test data."""
         arms: dict[str, Policy] = {
             HOST_ALONE: WaitPolicy(),
@@ -195,7 +196,7 @@ class TrainCommand:
         envs = [self.make_env(name, self.eval_episodes, AutoresetMode.NEXT_STEP) for name in self.task]
         try:
             with EpisodeProgress(len(arms) * len(envs), console=console, quiet=self.quiet) as progress:
-                return compare(envs, arms, seeds, progress.on_decision)
+                return comparison.compare(envs, arms, seeds, progress.on_decision)
         finally:
             for env in envs:
                 env.close()
@@ -212,11 +213,11 @@ def load_command(run_dir: Path, given: TrainCommand) -> TrainCommand:
     return TrainCommand(**stored, resume=run_dir, quiet=given.quiet)
 
 
-def write_comparison(comparison: Comparison, run_dir: Path) -> list[Path]:
+def write_comparison(table: Table, run_dir: Path) -> list[Path]:
     """Write ``comparison.json`` and one growth figure a task; what was written."""
     written = [run_dir / "comparison.json"]
-    write_json_atomic(written[0], comparison.to_json(TAMIYO))
-    for task in comparison.tasks:
+    write_json_atomic(written[0], comparison.to_json(table, TAMIYO))
+    for task in table.tasks:
         written.append(run_dir / f"growth-{task}.png")
-        growth_figure(median_growth(comparison, task, TAMIYO), written[-1])
+        growth_figure(median_growth(table, task, TAMIYO), written[-1])
     return written

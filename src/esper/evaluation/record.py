@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from esper.evaluation.comparison import Comparison
 from esper.evaluation.figure import GrowthRecord, SlotState
 from esper.evaluation.protocol import EpisodeResult
+from esper.evaluation.table import Table
 
 HOST_ALONE = "host alone"
 """Name of the arm that never grows; its curve is the second line of a growth figure."""
@@ -23,9 +23,9 @@ def growth_record(result: EpisodeResult, host_alone: EpisodeResult | None = None
     )
 
 
-def median_growth(comparison: Comparison, task: str, arm: str) -> GrowthRecord:
+def median_growth(table: Table, task: str, arm: str) -> GrowthRecord:
     """The growth of the episode whose J is the median one of ``arm`` on ``task``: neither the best nor the worst."""
-    ranked = sorted(comparison.select(task, arm), key=lambda result: result.J)
+    ranked = sorted(table.select(task, arm), key=lambda result: result.J)
     chosen = ranked[len(ranked) // 2]
-    alone = [result for result in comparison.select(task, HOST_ALONE) if result.seed == chosen.seed]
+    alone = [result for result in table.select(task, HOST_ALONE) if result.seed == chosen.seed]
     return growth_record(chosen, alone[0] if alone else None)

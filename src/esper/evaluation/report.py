@@ -9,7 +9,8 @@ from pathlib import Path
 
 from esper.evaluation import arms
 from esper.evaluation.statistics import Interval
-from esper.evaluation.verdicts import Claim, Row, Table
+from esper.evaluation.table import Row, Table
+from esper.evaluation.verdicts import COLUMNS, Claim
 
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1F2933; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; }
@@ -55,9 +56,10 @@ def html_report(
         "episode of Tamiyo comes to a higher J than one of the arm; above 0.5 speaks for Tamiyo. Differences are means "
         "over paired seeds. Every arm that was run is shown.</p>",
     ]
+    rows = table.rows(COLUMNS)
     for task in table.tasks:
         unseen = "" if task in table.trained_on else " <span class=muted>(Tamiyo was not trained on it)</span>"
-        body += [f"<h3>{escape(task)}{unseen}</h3>", _rows([row for row in table.rows() if row.task == task])]
+        body += [f"<h3>{escape(task)}{unseen}</h3>", _rows([row for row in rows if row.task == task])]
     body.append("<h2>Figures</h2>")
     body += [_figure(path, caption) for path, caption in figures]
     style = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><style>{_CSS}</style>"
@@ -98,12 +100,12 @@ def _rows(rows: Sequence[Row]) -> str:
             [
                 escape(row.arm),
                 str(row.episodes),
-                _number(row.test_score),
-                f"{row.total_params.estimate:,.0f}",
-                f"{row.train_flops.estimate:.2e}",
-                _number(row.test_J),
-                _number(row.difference),
-                _number(row.improvement, 2),
+                _number(row["test_score"]),
+                f"{row['total_params'].estimate:,.0f}",
+                f"{row['train_flops'].estimate:.2e}",
+                _number(row["test_J"]),
+                _number(row.intervals["difference"]),
+                _number(row.intervals["improvement"], 2),
             ],
             kind="tamiyo" if row.arm == arms.TAMIYO else "",
         )

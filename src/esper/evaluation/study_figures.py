@@ -16,7 +16,7 @@ from esper.evaluation import arms
 from esper.evaluation.protocol import EpisodeResult
 from esper.evaluation.record import HOST_ALONE
 from esper.evaluation.statistics import bootstrap
-from esper.evaluation.verdicts import Table
+from esper.evaluation.table import Table
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness.
 _STYLE = {

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 from esper.evaluation import arms
 from esper.evaluation.protocol import EpisodeResult
-from esper.evaluation.statistics import (
-    Interval,
-    Scores,
-    bootstrap,
-    interquartile_mean,
-    paired_difference,
-    probability_of_improvement,
-)
+from esper.evaluation.statistics import Interval, interquartile_mean, paired_difference, probability_of_improvement
+from esper.evaluation.table import Column, Table, summary
 from esper.growth.blueprints import BLUEPRINTS, convolution
 from esper.observation import doublings
-
-Read = Callable[[EpisodeResult], float]
-"""What is compared."""
 
 CONVOLUTIONS = tuple(name for name, kind in BLUEPRINTS.items() if kind.__module__ == convolution.__name__)
 """Blueprints that mix neighbouring positions."""
@@ -48,69 +39,30 @@ def kept_convolutions(result: EpisodeResult) -> float:
     return float(sum(blueprint in CONVOLUTIONS for _, blueprint, _, _ in result.architecture))
 
 
-@dataclass(frozen=True)
-class Table:
-    """The results of a study, by task and arm."""
-
-    results: dict[tuple[str, str], list[EpisodeResult]]
-    trained_on: tuple[str, ...] = ()
-    """Tasks that the learned controller has been trained on, as far as is known."""
-
-    @property
-    def tasks(self) -> list[str]:
-        """Tasks, in order."""
-        return list(dict.fromkeys(task for task, _ in self.results))
-
-    @property
-    def arms(self) -> list[str]:
-        """Arms, in order."""
-        return list(dict.fromkeys(arm for _, arm in self.results))
-
-    def scores(self, arm: str, read: Read, tasks: Sequence[str] | None = None) -> Scores:
-        """One value a seed, by task."""
-        return {task: [read(r) for r in self.results[task, arm]] for task in tasks or self.tasks}
-
-    def rows(self) -> list[Row]:
-        """One row for each task and arm."""
-        return [self._row(task, arm) for task, arm in self.results]
-
-    def _row(self, task: str, arm: str) -> Row:
-        of = lambda read: bootstrap(self.scores(arm, read, [task]), interquartile_mean)  # noqa: E731
-        paired = arm != arms.TAMIYO and len(self.results[task, arm]) == len(self.results[task, arms.TAMIYO])
-        paired &= arm != arms.RANDOM_POPULATION
-        mine, theirs = (self.scores(a, objective_on_test, [task]) for a in (arms.TAMIYO, arm))
-        return Row(
-            task,
-            arm,
-            len(self.results[task, arm]),
-            of(score_on_test),
-            of(lambda r: float(r.total_params)),
-            of(total_flops),
-            of(objective_on_test),
-            paired_difference(mine, theirs) if paired else None,
-            probability_of_improvement(mine, theirs) if arm != arms.TAMIYO else None,
-        )
+def _difference_to(table: Table, task: str, arm: str) -> Interval | None:
+    """Mean of J(Tamiyo) − J(arm) on test data, where the seeds are paired."""
+    paired = arm not in (arms.TAMIYO, arms.RANDOM_POPULATION)
+    paired &= len(table.results[task, arm]) == len(table.results[task, arms.TAMIYO])
+    return table.difference(objective_on_test, arms.TAMIYO, arm, [task]) if paired else None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One arm on one task: interquartile means with 95 % intervals."""
+def _improvement_on(table: Table, task: str, arm: str) -> Interval | None:
+    """Probability that an episode of Tamiyo comes to a higher J on test data than one of ``arm``."""
+    if arm == arms.TAMIYO:
+        return None
+    mine, theirs = (table.scores(a, objective_on_test, [task]) for a in (arms.TAMIYO, arm))
+    return probability_of_improvement(mine, theirs)
 
-    task: str
-    arm: str
-    episodes: int
-    test_score: Interval
-    total_params: Interval
-    train_flops: Interval
-    test_J: Interval
-    difference: Interval | None
-    """Mean of J(Tamiyo) − J(arm) on test data over paired seeds."""
-    improvement: Interval | None
-    """Probability that an episode of Tamiyo comes to a higher J on test data than one of this arm."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)
+COLUMNS: dict[str, Column] = {
+    "test_score": summary(score_on_test, interquartile_mean),
+    "total_params": summary(lambda result: float(result.total_params), interquartile_mean),
+    "train_flops": summary(total_flops, interquartile_mean),
+    "test_J": summary(objective_on_test, interquartile_mean),
+    "difference": _difference_to,
+    "improvement": _improvement_on,
+}
+"""Interquartile means over episodes, and the learned controller against each arm."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +104,6 @@ def claims(table: Table, rents: Sequence[float]) -> list[Claim]:
     return [_growth_works(table), _growth_helps(table), _controller_matters(table), _knows_when_not_to(table, rents)]
 
 
-def _difference(table: Table, read: Read, arm: str, other: str, tasks: Sequence[str] | None = None) -> Interval:
-    return paired_difference(table.scores(arm, read, tasks), table.scores(other, read, tasks))
-
-
 def _growth_works(table: Table) -> Claim:
     cheaper = lambda r: -math.log2(total_flops(r))  # noqa: E731
     return Claim(
@@ -163,12 +111,12 @@ def _growth_works(table: Table) -> Claim:
         (
             Check(
                 "test score: grown − static-final (equal epochs)",
-                _difference(table, score_on_test, arms.TAMIYO, arms.STATIC_EPOCHS),
+                table.difference(score_on_test, arms.TAMIYO, arms.STATIC_EPOCHS),
                 -0.005,
             ),
             Check(
                 "training FLOPs saved: log2(static-final, equal epochs / grown)",
-                _difference(table, cheaper, arms.TAMIYO, arms.STATIC_EPOCHS),
+                table.difference(cheaper, arms.TAMIYO, arms.STATIC_EPOCHS),
                 0.0,
             ),
         ),
@@ -182,12 +130,12 @@ def _growth_helps(table: Table) -> Claim:
         (
             Check(
                 "test score: grown − static-final (equal epochs)",
-                _difference(table, score_on_test, arms.TAMIYO, arms.STATIC_EPOCHS),
+                table.difference(score_on_test, arms.TAMIYO, arms.STATIC_EPOCHS),
                 0.0,
             ),
             Check(
                 "test score: grown − static-final (equal FLOPs)",
-                _difference(table, score_on_test, arms.TAMIYO, arms.STATIC_FLOPS),
+                table.difference(score_on_test, arms.TAMIYO, arms.STATIC_FLOPS),
                 0.0,
             ),
             Check(
@@ -208,7 +156,7 @@ def _controller_matters(table: Table) -> Claim:
         tuple(
             Check(
                 f"J on test data, {group}: Tamiyo − {other}",
-                _difference(table, objective_on_test, arms.TAMIYO, other, tasks),
+                table.difference(objective_on_test, arms.TAMIYO, other, tasks),
                 0.0,
             )
             for group, tasks in groups.items()
@@ -226,6 +174,6 @@ def _knows_when_not_to(table: Table, rents: Sequence[float]) -> Claim:
         checks.append(Check("convolutions kept: mnist1d − mnist1d_shuffled", spared, 0.0))
     for low, high in pairwise(rents):
         size = lambda r: doublings(r.host_params, r.added_params)  # noqa: E731
-        shrunk = _difference(table, size, arms.at_rent(arms.TAMIYO, low), arms.at_rent(arms.TAMIYO, high))
+        shrunk = table.difference(size, arms.at_rent(arms.TAMIYO, low), arms.at_rent(arms.TAMIYO, high))
         checks.append(Check(f"doublings of the parameters: rent {low:g} − rent {high:g}", shrunk, 0.0))
     return Claim("It knows when not to grow: no needless convolutions, and rent steers the size", tuple(checks))

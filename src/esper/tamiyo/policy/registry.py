@@ -16,12 +16,17 @@ from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, Rand
 SHIPPED = Path(__file__).with_name("shipped")
 """Directory of the trained Tamiyo that comes with Esper."""
 
+
+def _shipped() -> Policy:
+    return load_policy(SHIPPED)
+
+
 POLICIES: dict[str, Callable[[], Policy]] = {
     "wait": WaitPolicy,
     "random": RandomPolicy,
     "fixed": FixedSchedulePolicy,
     "heuristic": HeuristicPolicy,
-    "tamiyo": lambda: load_policy(SHIPPED),
+    "tamiyo": _shipped,
 }
 """Name → a new policy; ``tamiyo`` is the trained one that comes with Esper. Register your own:
 ``POLICIES["mine"] = MyPolicy``."""
@@ -58,11 +63,33 @@ def load_policy(directory: str | Path, *, deterministic: bool = True) -> Learned
     return LearnedPolicy(LSTMPolicyBundle.load(Path(directory)), deterministic=deterministic)
 
 
+def directory_of(policy: str | Path) -> Path | None:
+    """Where the policy of this name, or in this directory, lies; ``None`` for one that no training has written.
+
+    Raises:
+        ValueError: For a name that is neither known nor a directory; the message gives the nearest names.
+    """
+    if str(policy) in POLICIES:
+        return SHIPPED if POLICIES[str(policy)] is _shipped else None
+    if Path(policy).is_dir():
+        return Path(policy)
+    near = difflib.get_close_matches(str(policy), POLICIES, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "there is no such directory either."
+    raise ValueError(
+        f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, "
+        f"or the directory of a trained policy; {hint}"
+    )
+
+
 def trained_on(policy: str | Path) -> tuple[str, ...]:
-    """Tasks that a trained policy has learned on, as its model card (``card.json``) says; empty where it has none."""
-    directory = Path(policy) if Path(policy).is_dir() else SHIPPED
-    card = directory / "card.json"
-    return tuple(json.loads(card.read_text(encoding="utf-8"))["tasks"]) if card.is_file() else ()
+    """Tasks that a policy has learned on, as its model card (``card.json``) says; empty where it has none.
+
+    Raises:
+        ValueError: As :func:`directory_of` says.
+    """
+    directory = directory_of(policy)
+    card = None if directory is None else directory / "card.json"
+    return () if card is None or not card.is_file() else tuple(json.loads(card.read_text(encoding="utf-8"))["tasks"])
 
 
 def make_policy(policy: str | Path | Policy | Rule) -> Policy:
@@ -76,16 +103,8 @@ def make_policy(policy: str | Path | Policy | Rule) -> Policy:
         ValueError: For a name that is neither known nor a directory; the message gives the nearest names.
     """
     if isinstance(policy, (str, Path)):
-        if str(policy) in POLICIES:
-            return POLICIES[str(policy)]()
-        if Path(policy).is_dir():
-            return load_policy(policy)
-        near = difflib.get_close_matches(str(policy), POLICIES, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "there is no such directory either."
-        raise ValueError(
-            f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, "
-            f"or the directory of a trained policy; {hint}"
-        )
+        directory = directory_of(policy)
+        return POLICIES[str(policy)]() if directory is None else load_policy(directory)
     if hasattr(policy, "act") and hasattr(policy, "reset"):
         return policy
     if callable(policy):

@@ -65,7 +65,7 @@ def test_random_architectures_depend_on_the_seed_alone():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A small but real study of an untrained policy, on one task."""
+    """A small but real study of an untrained policy, on two tasks."""
     from esper import simic  # noqa: PLC0415
     from esper.simic.training.config import TrainConfig  # noqa: PLC0415
 
@@ -74,7 +74,7 @@ def finished(tmp_path_factory):
     config = TrainConfig(updates=1, num_steps=4, network=NetworkConfig(hidden_dim=16), normalize_observations=False)
     simic.train([env], config=config, run_dir=directory / "run").policy.save(directory / "policy")
     policy, out = str(directory / "policy"), str(directory / "out")
-    arguments = ["compare", "--task", "wine", "--policy", policy, "--out", out, "--quiet"]
+    arguments = ["compare", "--task", "wine", "spirals", "--policy", policy, "--out", out, "--quiet"]
     arguments += ["--seeds", "2", "--rents", "0.01", "0.04", "--random-architectures", "2", "--workers", "2"]
     assert main(arguments) == 0
     return directory / "out", arguments
@@ -85,7 +85,7 @@ def test_every_arm_is_in_the_report(finished):
     page = (directory / "report.html").read_text(encoding="utf-8")
     comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
     assert len(comparison["claims"]) == 4
-    assert len({row["arm"] for row in comparison["rows"]}) == 15 + (obstacle(get_task("wine")) is None)
+    assert len({row["arm"] for row in comparison["rows"]}) == 16 + (obstacle(get_task("wine")) is None)
     for row in comparison["rows"]:
         assert row["arm"] in page or "rent" in row["arm"]
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -28,7 +28,18 @@ Unit = tuple[str, str]
 class StudyConfig:
     """What is compared, on what, and how often."""
 
-    task: tuple[str, ...] = ("digits", "mnist1d", "mnist1d_shuffled", "breast_cancer", "wine", "charlm")
+    task: tuple[str, ...] = (
+        "digits",
+        "digits_shuffled",
+        "mnist1d",
+        "mnist1d_shuffled",
+        "breast_cancer",
+        "spirals",
+        "codelm",
+        "wine",
+        "digits_rows",
+        "charlm",
+    )
     """Tasks, one or several (see `esper tasks`)."""
     policy: str = "tamiyo"
     """The learned controller: `tamiyo` (the one that comes with Esper) or the directory of a trained policy."""

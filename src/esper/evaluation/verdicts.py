@@ -150,7 +150,7 @@ def _growth_helps(table: Table) -> Claim:
 def _controller_matters(table: Table) -> Claim:
     unseen = [task for task in table.tasks if task not in table.trained_on]
     groups = {"tasks in training": [t for t in table.tasks if t in table.trained_on], "unseen tasks": unseen}
-    others = (arms.RANDOM_LEGAL, arms.FIXED, arms.HEURISTIC, arms.SHUFFLED)
+    others = (arms.RANDOM_LEGAL, arms.FIXED, arms.HEURISTIC, arms.SHUFFLED, arms.FOREIGN)
     return Claim(
         "The learned controller matters: above every other controller, on tasks in training and on unseen ones",
         tuple(
@@ -162,6 +162,7 @@ def _controller_matters(table: Table) -> Claim:
             for group, tasks in groups.items()
             if tasks
             for other in others
+            if other in table.arms
         ),
     )
 
@@ -172,8 +173,9 @@ def _knows_when_not_to(table: Table, rents: Sequence[float]) -> Claim:
         kept = table.scores(arms.TAMIYO, kept_convolutions)
         spared = paired_difference({"": kept["mnist1d"]}, {"": kept["mnist1d_shuffled"]})
         checks.append(Check("convolutions kept: mnist1d − mnist1d_shuffled", spared, 0.0))
-    for low, high in pairwise(rents):
-        size = lambda r: doublings(r.host_params, r.added_params)  # noqa: E731
+    size = lambda r: doublings(r.host_params, r.added_params)  # noqa: E731
+    neighbours = list(pairwise(rents))
+    for low, high in [*neighbours, (rents[0], rents[-1])] if len(neighbours) > 1 else neighbours:
         shrunk = table.difference(size, arms.at_rent(arms.TAMIYO, low), arms.at_rent(arms.TAMIYO, high))
         checks.append(Check(f"doublings of the parameters: rent {low:g} − rent {high:g}", shrunk, 0.0))
     return Claim("It knows when not to grow: no needless convolutions, and rent steers the size", tuple(checks))

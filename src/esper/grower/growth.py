@@ -179,7 +179,9 @@ class Growth:
                 :meth:`GrowingNetwork.check <esper.growth.network.GrowingNetwork.check>` says.
             RuntimeError: After :meth:`remove`, as from every method that needs the model.
 
-        After an error nothing has changed, whoever raised it; a rollback is taken back too.
+        After an error of measuring or deciding, whoever raised it, Growth and the model are as before (a rollback is
+        taken back too); what ``evaluate`` itself drew or changed is not taken back, nor is a failure while the decision
+        is carried out, such as running out of memory.
         """
         self._check_in_use()
         if not callable(evaluate):

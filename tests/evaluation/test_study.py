@@ -12,7 +12,13 @@ from episodes import quick_task
 from esper.cli import main
 from esper.commands.compare import write_report
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.architecture import Architecture, episode_of, random_architectures, train_from_scratch
+from esper.evaluation.architecture import (
+    Architecture,
+    EarliestGrowth,
+    episode_of,
+    random_architectures,
+    train_from_scratch,
+)
 from esper.evaluation.compute import training_flops
 from esper.evaluation.gromo import obstacle
 from esper.evaluation.protocol import EpisodeResult, run_episodes
@@ -57,6 +63,23 @@ def test_a_grown_architecture_is_trained_from_scratch_with_as_many_parameters():
     assert len(scratch.scores) == 3
 
 
+def test_known_networks_are_grown_as_early_as_the_lifecycle_allows():
+    task = quick_task("digits", horizon=10)
+    slots = ("block3", "block1", "block2")
+    networks = [
+        Architecture(tuple((slot, "depthwise", "add", 1.0) for slot in slots)),
+        Architecture((("block2", "mlp", "gate", 0.5),)),
+        Architecture(()),
+    ]
+    env = GrowthVectorEnv(3, task, autoreset_mode="NextStep")
+    grown = run_episodes(env, EarliestGrowth(task, networks), [1, 2, 3], arm="")
+    env.close()
+    for result, network in zip(grown, networks, strict=True):
+        assert sorted(result.architecture) == sorted(network.blocks)
+    assert grown[0].ops == ["GERMINATE"] * 3 + ["ADVANCE"] * 3 + ["FOSSILIZE"] * 3 + ["WAIT"]
+    assert grown[2].ops == ["WAIT"] * 10
+
+
 def test_random_architectures_depend_on_the_seed_alone():
     task = quick_task("digits")
     assert random_architectures(task, 5, seed=1) == random_architectures(task, 5, seed=1)
@@ -85,7 +108,7 @@ def test_every_arm_is_in_the_report(finished):
     page = (directory / "report.html").read_text(encoding="utf-8")
     comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
     assert len(comparison["claims"]) == 4
-    assert len({row["arm"] for row in comparison["rows"]}) == 16 + (obstacle(get_task("wine")) is None)
+    assert len({row["arm"] for row in comparison["rows"]}) == 17 + (obstacle(get_task("wine")) is None)
     for row in comparison["rows"]:
         assert row["arm"] in page or "rent" in row["arm"]
     assert "http://" not in page.replace("http://www.w3.org", "")

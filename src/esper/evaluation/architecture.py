@@ -16,6 +16,7 @@ from esper.growth.blueprints import BLUEPRINTS, count_parameters
 from esper.growth.network import GrowingNetwork
 from esper.lifecycle import Op
 from esper.observation import size_ratio
+from esper.tamiyo.policy.base import RulePolicy, RunView
 from esper.tasks import Task
 
 _INSTANT = list(TEMPOS).index("instant")
@@ -45,6 +46,36 @@ class Architecture:
         """FLOPs of training for the time of one decision."""
         kept = {block[0]: ("FOSSILIZED", block[1], block[3]) for block in self.blocks}
         return training_flops(task, episode, {s: [kept.get(s, ("DORMANT", None, 0.0))] * 2 for s in task.slots})[-1]
+
+
+class EarliestGrowth(RulePolicy):
+    """Grows networks that are known beforehand, as early as one decision at a time allows.
+
+    All blocks germinate in turn, then each is let in at once and kept. What is still lost against the same network from
+    scratch is the price of growing itself, not of deciding.
+
+    Args:
+        task: What is learned.
+        architectures: The network of each run, in order.
+    """
+
+    def __init__(self, task: Task, architectures: Sequence[Architecture]) -> None:
+        super().__init__()
+        self.task, self.architectures = task, architectures
+
+    def reset(self, num_runs: int, seed: int) -> None:
+        """Begin one run for each architecture."""
+        super().reset(num_runs, seed)
+        for run, architecture in zip(self._runs, self.architectures, strict=True):
+            order = (Op.GERMINATE, Op.ADVANCE, Op.FOSSILIZE)
+            run.memory["plan"] = sorted(architecture.decisions(self.task), key=lambda d: order.index(d.op))
+
+    def decide(self, run: RunView) -> Decision:
+        """The next decision of the plan that is legal; WAIT where none is."""
+        for i, decision in enumerate(run.memory["plan"]):
+            if run.allows(decision.op, decision.slot):
+                return run.memory["plan"].pop(i)
+        return Decision()
 
 
 def episode_of(task: Task, seed: int, rent: float) -> Episode:

@@ -12,6 +12,7 @@ from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation.architecture import (
     Architecture,
+    EarliestGrowth,
     all_slots_filled,
     episode_of,
     random_architectures,
@@ -30,6 +31,7 @@ FOREIGN = "Tamiyo, observations of other tasks"
 RANDOM_LEGAL = "random legal"
 FIXED = "fixed schedule"
 HEURISTIC = "heuristic"
+EARLIEST = "the same network, grown at once"
 STATIC_EPOCHS = "static-final, equal epochs"
 STATIC_FLOPS = "static-final, equal FLOPs"
 ALL_FILLED = "all slots filled"
@@ -128,6 +130,10 @@ def _grown(bench: Bench) -> list[tuple[EpisodeResult, Architecture]]:
     return [(result, Architecture(tuple(result.architecture))) for result in bench.results(TAMIYO)]
 
 
+def _earliest(bench: Bench, arm: str) -> list[EpisodeResult]:
+    return bench.play(EarliestGrowth(get_task(bench.task), [network for _, network in _grown(bench)]), arm)
+
+
 def _static_epochs(bench: Bench, arm: str) -> list[EpisodeResult]:
     task = get_task(bench.task)
     return [
@@ -211,6 +217,13 @@ def study_arms(tasks: tuple[str, ...], rents: tuple[float, ...], random_count: i
         ),
         Arm(TAMIYO, "the learned controller", _tamiyo),
         Arm(SHUFFLED, "the learned controller, shown what happens in other runs of the same task", _shuffled),
+        Arm(
+            EARLIEST,
+            "the network that Tamiyo grew, grown again as early as one decision at a time allows: what growing costs "
+            "by itself, whoever decides",
+            _earliest,
+            (TAMIYO,),
+        ),
         Arm(STATIC_EPOCHS, "the network that Tamiyo grew, trained from scratch for as long", _static_epochs, (TAMIYO,)),
         Arm(STATIC_FLOPS, "the same, trained from scratch for as many FLOPs", _static_flops, (TAMIYO,)),
         Arm(ALL_FILLED, "the largest fitting block in every slot from the start", _all_filled),

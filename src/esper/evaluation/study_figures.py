@@ -27,6 +27,7 @@ _STYLE = {
     arms.TAMIYO: ("#0B5FA5", "o"),
     arms.SHUFFLED: ("#56B4E9", "X"),
     arms.FOREIGN: ("#56B4E9", "P"),
+    arms.EARLIEST: ("#0B5FA5", "<"),
     arms.STATIC_EPOCHS: ("#D55E00", "P"),
     arms.STATIC_FLOPS: ("#D55E00", "p"),
     arms.ALL_FILLED: ("#5B3A8C", "h"),

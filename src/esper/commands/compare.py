@@ -78,7 +78,7 @@ def write_report(study: Study) -> tuple[list[Claim], list[Path]]:
     config, directory = study.config, study.directory
     units = set(study.units)
     results = {unit: study.results(unit) for unit in product(config.task, study.arms) if unit in units}
-    fronts = {arms.at_rent(arm, rent) for arm in (arms.TAMIYO, arms.HEURISTIC) for rent in config.rents}
+    fronts = {arms.at_rent(arms.TAMIYO, rent) for rent in config.rents}
     everything = Table(results, trained_on(config.policy))
     table = Table({unit: found for unit, found in results.items() if unit[1] not in fronts}, everything.trained_on)
     found = claims(everything, config.rents)

@@ -203,7 +203,7 @@ def study_arms(tasks: tuple[str, ...], rents: tuple[float, ...], random_count: i
 
     Args:
         tasks: Tasks of the study.
-        rents: Rents for the front of sizes, of Tamiyo and of the heuristic.
+        rents: Rents for the front of sizes.
         random_count: Number of random architectures.
     """
     arms = [
@@ -253,7 +253,4 @@ def study_arms(tasks: tuple[str, ...], rents: tuple[float, ...], random_count: i
         arms.insert(shuffled + 1, Arm(FOREIGN, meaning, _foreign, needs_elsewhere=(TAMIYO,)))
     for rent in rents:
         arms.append(Arm(at_rent(TAMIYO, rent), f"Tamiyo under a rent of {rent:g}", _at_rent(_tamiyo, rent)))
-    for rent in rents:
-        run = _at_rent(_named("heuristic"), rent)
-        arms.append(Arm(at_rent(HEURISTIC, rent), f"the heuristic under a rent of {rent:g}", run))
     return {arm.name: arm for arm in arms}

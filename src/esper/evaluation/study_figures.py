@@ -53,12 +53,11 @@ def rent_front(table: Table, rents: Sequence[float], path: Path) -> None:
     """What one policy does under several rents: test score against parameters, one panel a task."""
 
     def draw(axes: Axes, table: Table, task: str) -> None:
-        for arm in (arms.TAMIYO, arms.HEURISTIC):
-            means = [_means(table.results[task, arms.at_rent(arm, rent)]) for rent in rents]
-            colour, marker = _STYLE[arm]
-            axes.plot(*zip(*means, strict=True), color=colour, marker=marker, label=arm, linewidth=1.5)
-            for rent, (x, y) in zip(rents, means, strict=True):
-                axes.annotate(f"{rent:g}", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=colour)
+        means = [_means(table.results[task, arms.at_rent(arms.TAMIYO, rent)]) for rent in rents]
+        colour, marker = _STYLE[arms.TAMIYO]
+        axes.plot(*zip(*means, strict=True), color=colour, marker=marker, label=arms.TAMIYO, linewidth=1.5)
+        for rent, (x, y) in zip(rents, means, strict=True):
+            axes.annotate(f"{rent:g}", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=colour)
 
     _figure(table, path, draw, "parameters of the final network (labels: rent)", "test score")
 

@@ -27,9 +27,12 @@ from gymnasium.wrappers.vector import TransformObservation
 from esper.actions import HEADS
 from esper.heads import Head, HeadTable
 from esper.simic import Callback, NetworkConfig, Plan, PPOConfig, TrainConfig, evaluate, load_policy, train
+from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.run_directory import RunDirectory
 from esper.simic.training.vectorized import Trainer
+from esper.tamiyo.networks import FactoredRecurrentActorCritic
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 SMALL = NetworkConfig(hidden_dim=16, head_dim=8)
 CLOCKS = {"steps_per_second", "collect_seconds", "update_seconds"}
@@ -314,12 +317,24 @@ class SlotWorld(VectorEnv):
 
 def test_environments_with_different_numbers_of_slots_are_learned_from_together() -> None:
     envs = [SlotWorld(1), SlotWorld(3), SlotWorld(5, num_envs=2)]
-    result = train(envs, config=config(normalize_observations=False))
+    result = train(envs, config=config())
     assert result.env_steps == (4 + 1) * 16 * 10
     assert all(result.metrics[0][f"first_ratio_error/{head}"] < 1e-4 for head in HEADS.names)
     assert result.metrics[-1]["head_share/slot"] > 0
-    with pytest.raises(ValueError, match=r"give \[58, 126, 194\] features, which no single statistic"):
-        train(envs, config=config())
+    slots_seen = (4 * 1 + 4 * 3 + 2 * 5) * 16 * (1 + config().updates)  # the first rollout only fills the statistics
+    assert result.policy.network.standardizer.count[-1] == slots_seen
+
+
+def test_a_normaliser_of_one_size_cannot_serve_several_numbers_of_slots() -> None:
+    envs = [SlotWorld(1), SlotWorld(3)]
+    policy = LSTMPolicyBundle(FactoredRecurrentActorCritic(58, 1), observation_normalizer=RunningMeanStd((58,)))
+    with pytest.raises(ValueError, match=r"give \[58, 126\] features, which no single statistic"):
+        train(envs, config=config(), policy=policy)
+
+
+def test_without_normalisation_the_network_takes_states_as_they_are() -> None:
+    network = train([SlotWorld(3)], config=config(normalize_observations=False)).policy.network
+    assert network.standardizer is None
 
 
 def test_environments_must_fit_each_other_and_the_policy(tree_world, random_policy) -> None:

@@ -471,8 +471,10 @@ class _Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_rollout_step_stays_small(network: Network, make_input: MakeInput) -> None:
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_rollout_step_stays_small(standardize: bool, make_input: MakeInput) -> None:
     """Small tensors cost by the operation. This count is the machine-independent half of "at most 1 ms at B=16"."""
+    network = FactoredRecurrentActorCritic(standardize=standardize)
     inputs = make_input(16)
     hidden = network.initial_hidden(16)
     with torch.no_grad(), _Count() as count:

@@ -30,6 +30,7 @@ from esper.simic.training.interrupts import InterruptGuard
 from esper.simic.training.reward_scaling import RewardScaler
 from esper.simic.training.run_directory import RunDirectory
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
+from esper.tamiyo.networks.standardizer import StateStandardizer
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 logger = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Trainer:
         if len(sizes) > 1 and self.policy.observation_normalizer is not None:
             raise ValueError(
                 f"environments with different numbers of slots give {sizes} features, which no single statistic can "
-                "normalise; set normalize_observations=False"
+                "normalise; give a policy without observation_normalizer: with slots its network does it"
             )
 
     # ------------------------------------------------------------------ beginning
@@ -287,9 +288,12 @@ class Trainer:
             **{name: _mean(values) for name, values in reported.items()},
         }
 
-    def _observation_statistics(self) -> RunningMeanStd | None:
+    def _observation_statistics(self) -> RunningMeanStd | StateStandardizer | None:
+        """What learns the scale of observations: with slots the network itself, else the policy's normaliser."""
+        if not self.config.normalize_observations:
+            return None
         normalizer = self.policy.observation_normalizer
-        return normalizer if isinstance(normalizer, RunningMeanStd) else None
+        return normalizer if isinstance(normalizer, RunningMeanStd) else self.policy.network.standardizer
 
     def _observe(self, rollouts: Sequence[RolloutBuffer]) -> None:
         """Bring the statistics up to date, between two rollouts."""
@@ -354,8 +358,10 @@ def make_policy(adapter: EnvironmentAdapter, config: TrainConfig) -> LSTMPolicyB
             slot_dim=sizes.slot_dim,
             recurrent=sizes.recurrent,
             probability_floor=sizes.probability_floor,
+            standardize=config.normalize_observations,
         )
-    normalizer = RunningMeanStd((adapter.state_dim,)).to(config.device) if config.normalize_observations else None
+    own = config.normalize_observations and adapter.num_slots == 0  # with slots the network does it
+    normalizer = RunningMeanStd((adapter.state_dim,)).to(config.device) if own else None
     return LSTMPolicyBundle(network, observation_normalizer=normalizer)
 
 

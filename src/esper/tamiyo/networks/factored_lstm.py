@@ -21,6 +21,9 @@ from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likelie
 from esper.tamiyo.networks.checks import Hidden, Masks
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
 from esper.tamiyo.networks.slot_encoder import SlotEncoder
+from esper.tamiyo.networks.standardizer import StateStandardizer
+
+_SUMMARY_SCALE = 0.5
 
 
 class ActionOutput(NamedTuple):
@@ -113,6 +116,8 @@ class FactoredRecurrentActorCritic(nn.Module):
         head_dim: Size of each head's hidden layer, and of the critic's.
         recurrent: False leaves out the LSTM; hidden states are then empty, ``[0, B, H]``.
         probability_floor: Least probability of an allowed choice, for every head or by head name.
+        standardize: With slots, put all numbers of a state on one scale by the statistics that ``standardizer``
+            gathers, and the summary of the slots beside them; otherwise states are taken as they are.
         check_values: Check the values of inputs and outputs at every call (finite, in range, allowed). Shapes and types
             are always checked.
 
@@ -139,6 +144,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         head_dim: int = 64,
         recurrent: bool = True,
         probability_floor: float | Mapping[str, float] = 0.0,
+        standardize: bool = False,
         check_values: bool = True,
     ) -> None:
         super().__init__()
@@ -150,6 +156,8 @@ class FactoredRecurrentActorCritic(nn.Module):
 
         self.slot_encoder = SlotEncoder(SLOT_SIZE, num_blueprints, slot_dim) if num_slots else None
         summary = 2 * slot_dim if num_slots else 0
+        self.standardizer = StateStandardizer(self.run_size, SLOT_SIZE) if num_slots and standardize else None
+        self.summary_norm = nn.LayerNorm(summary) if num_slots and standardize else None
         self.encoder = linear(self.run_size + summary, hidden_dim, HIDDEN_GAIN)
         self.encoder_norm = nn.LayerNorm(hidden_dim)
         self.memory = lstm(hidden_dim) if recurrent else None
@@ -184,6 +192,7 @@ class FactoredRecurrentActorCritic(nn.Module):
             "head_dim": self.head_dim,
             "recurrent": self.recurrent,
             "probability_floor": self.floors,
+            "standardize": self.standardizer is not None,
         }
 
     @classmethod
@@ -337,8 +346,14 @@ class FactoredRecurrentActorCritic(nn.Module):
             assert blueprints is not None
             blueprints_NS = blueprints.reshape(-1, blueprints.shape[-1])
             numbers_NSF = rows_ND[:, self.run_size :].view(*blueprints_NS.shape, SLOT_SIZE)
+            run_NR = rows_ND[:, : self.run_size]
+            if self.standardizer is not None:
+                run_NR, numbers_NSF = self.standardizer(run_NR, numbers_NSF)
             slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, blueprints_NS)
-            rows_ND = torch.cat([rows_ND[:, : self.run_size], summary_N2E], dim=-1)
+            if self.summary_norm is not None:
+                # Else the summary, five times as large, would drown what is said about the run.
+                summary_N2E = _SUMMARY_SCALE * self.summary_norm(summary_N2E)
+            rows_ND = torch.cat([run_NR, summary_N2E], dim=-1)
         encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))
         if self.memory is not None:
             encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden, gaps_BT)

@@ -28,8 +28,8 @@ from torch import Tensor
 from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
 from esper.simic.training.hindsight import OTHER_OBJECTIVE, Hindsight
+from esper.simic.training.stepping import emptied, final_values, value
 from esper.tamiyo.networks.checks import Hidden
-from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
 EPISODE_METRICS = "episode_metrics"
@@ -123,7 +123,7 @@ class Collector:
                 raise Interrupted
             self._step(policy, generator, deterministic)
             on_step()
-        self.buffer.finish(self._value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale)
+        self.buffer.finish(value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale)
         if self.hindsight is not None:
             self.hindsight.finish(policy, self._inputs, gamma, gae_lambda, reward_scale)
         return self.buffer
@@ -143,7 +143,9 @@ class Collector:
             truncated=self._tensor(truncated),
             episode_starts=self._tensor(self._episode_starts),
             valid=self._tensor(valid),
-            final_values=None if self.next_step else self._final_values(policy, output, terminated, truncated, infos),
+            final_values=None
+            if self.next_step
+            else final_values(policy, self.adapter, output.hidden, truncated & ~terminated, infos),
         )
         self.buffer.add(transition)
         self._note_episodes(rewards, valid, terminated | truncated, infos)
@@ -151,23 +153,6 @@ class Collector:
         if self.hindsight is not None:
             ignore = terminated if self.next_step else None
             self.hindsight.add(policy, transition, infos, begins=self._episode_starts, ignore=ignore)
-
-    def _final_values(
-        self,
-        policy: LSTMPolicyBundle,
-        output: ActionOutput,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        infos: Mapping[str, Any],
-    ) -> Tensor:
-        """V of the final observation where an episode was truncated, [K]; 0 elsewhere."""
-        values = torch.zeros_like(output.state_value)
-        rows = np.flatnonzero(truncated & ~terminated)
-        if len(rows):
-            inputs = self.adapter.encode_final(infos, rows)
-            hidden = (output.hidden[0][:, rows], output.hidden[1][:, rows])
-            values[rows] = self._value(policy, inputs, hidden)
-        return values
 
     def _advance(
         self, observation: Any, infos: Mapping[str, Any], terminated: np.ndarray, truncated: np.ndarray, hidden: Hidden
@@ -177,13 +162,7 @@ class Collector:
         self._episode_starts = self._resetting if self.next_step else ended
         self._resetting = ended if self.next_step else np.zeros_like(ended)
         self._inputs = self.adapter.encode(observation, infos, ignore=terminated if self.next_step else None)
-        if self._episode_starts.any():
-            begins = self._tensor(self._episode_starts)[None, :, None]
-            hidden = (hidden[0].masked_fill(begins, 0.0), hidden[1].masked_fill(begins, 0.0))
-        self._hidden = hidden
-
-    def _value(self, policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: Hidden) -> Tensor:
-        return policy.get_value(inputs.features, hidden, inputs.indices, inputs.masks)
+        self._hidden = emptied(hidden, self._episode_starts)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.adapter.device)

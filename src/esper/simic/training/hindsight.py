@@ -23,7 +23,7 @@ from torch import Tensor
 
 from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter
-from esper.tamiyo.networks.checks import Hidden
+from esper.simic.training.stepping import emptied, final_values, value
 from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
@@ -77,9 +77,11 @@ class Hindsight:
         """
         features = self._features(infos)
         output = self._judged(policy, seen)
-        final_values = None
+        values = None
         if seen.final_values is not None:
-            final_values = self._final_values(policy, output.hidden, seen, infos)
+            cut = (seen.truncated & ~seen.terminated).cpu().numpy()
+            final = self._features(infos["final_info"]) if cut.any() else None
+            values = final_values(policy, self.adapter, output.hidden, cut, infos, final)
         rewards = self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["rewards"], dtype=np.float32))
         self.buffer.add(
             replace(
@@ -88,19 +90,18 @@ class Hindsight:
                 hidden=self.hidden,
                 output=output,
                 rewards=torch.where(seen.valid, rewards, 0.0),
-                final_values=final_values,
+                final_values=values,
                 likelihood_ratios=(_joint(output) - _joint(seen.output)).exp(),
             )
         )
         self.features = features if ignore is None else features.masked_fill(self._tensor(ignore)[:, None], 0.0)
-        empty = self._tensor(begins)[None, :, None]
-        self.hidden = (output.hidden[0].masked_fill(empty, 0.0), output.hidden[1].masked_fill(empty, 0.0))
+        self.hidden = emptied(output.hidden, begins)
 
     def finish(
         self, policy: LSTMPolicyBundle, following: PolicyInput, gamma: float, gae_lambda: float, reward_scale: float
     ) -> None:
         """Compute the advantages as :meth:`RolloutBuffer.finish`; ``following`` is what the last step led to."""
-        last_values = policy.get_value(self.features, self.hidden, following.indices, following.masks)
+        last_values = value(policy, following._replace(features=self.features), self.hidden)
         self.buffer.finish(last_values, gamma, gae_lambda, reward_scale)
 
     @torch.no_grad()
@@ -124,20 +125,6 @@ class Hindsight:
             sampled_op=seen.output.sampled_op,
             entropies={head: x[:, 0] for head, x in found.entropy.items()},
         )
-
-    def _final_values(
-        self, policy: LSTMPolicyBundle, hidden: Hidden, seen: Transition, infos: Mapping[str, Any]
-    ) -> Tensor:
-        """V of the final observation where an episode was truncated, [K]; 0 elsewhere."""
-        values = torch.zeros_like(seen.output.state_value)
-        rows = np.flatnonzero((seen.truncated & ~seen.terminated).cpu().numpy())
-        if len(rows):
-            inputs = self.adapter.encode_final(infos, rows)
-            features = self._features(infos["final_info"])[rows]
-            values[rows] = policy.get_value(
-                features, (hidden[0][:, rows], hidden[1][:, rows]), inputs.indices, inputs.masks
-            )
-        return values
 
     def _features(self, infos: Mapping[str, Any]) -> Tensor:
         if OTHER_OBJECTIVE not in infos:

@@ -1,0 +1,58 @@
+"""What following episodes step by step takes, whoever follows them.
+
+Legend: K environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.simic.spaces import EnvironmentAdapter
+from esper.tamiyo.networks.checks import Hidden
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
+
+
+def emptied(hidden: Hidden, begins: np.ndarray) -> Hidden:
+    """The hidden state before the next step: zero where that ``begins`` ([K] bool) an episode."""
+    if not begins.any():
+        return hidden
+    empty = torch.from_numpy(begins).to(hidden[0].device)[None, :, None]
+    return hidden[0].masked_fill(empty, 0.0), hidden[1].masked_fill(empty, 0.0)
+
+
+def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: Hidden) -> Tensor:
+    """V, [K]."""
+    return policy.get_value(inputs.features, hidden, inputs.indices, inputs.masks)
+
+
+def final_values(
+    policy: LSTMPolicyBundle,
+    adapter: EnvironmentAdapter,
+    hidden: Hidden,
+    cut: np.ndarray,
+    infos: Mapping[str, Any],
+    features: Tensor | None = None,
+) -> Tensor:
+    """V of the final observation where an episode was ``cut`` ([K] bool) by a time limit, [K]; 0 elsewhere.
+
+    Args:
+        policy: The policy.
+        adapter: Between the environments and the policy.
+        hidden: After the last step.
+        cut: Truncated and not terminated.
+        infos: After the last step, under same-step autoreset.
+        features: [K, D] to see in place of those of the final observations.
+    """
+    values = torch.zeros(len(cut), dtype=policy.network.dtype, device=adapter.device)
+    rows = np.flatnonzero(cut)
+    if len(rows):
+        inputs = adapter.encode_final(infos, rows)
+        if features is not None:
+            inputs = inputs._replace(features=features[rows])
+        values[rows] = value(policy, inputs, (hidden[0][:, rows], hidden[1][:, rows]))
+    return values

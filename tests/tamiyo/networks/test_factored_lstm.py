@@ -70,12 +70,12 @@ def test_the_example_of_the_contract() -> None:
     assert output.hidden[0].shape == output.hidden[1].shape == (1, 1, 128)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("how", [{}, {"deterministic": True}, {"deterministic": True, "op_share": 0.1}])
 def test_one_op_is_the_action_the_value_and_the_condition_over_10_000_rows(
-    network: Network, make_input: MakeInput, deterministic: bool
+    network: Network, make_input: MakeInput, how: dict[str, Any]
 ) -> None:
     inputs = make_input(10_000)
-    output = network.get_action(*inputs, deterministic=deterministic)
+    output = network.get_action(*inputs, **how)
     op = output.sampled_op
     rows = torch.arange(10_000)
     assert torch.equal(op, output.actions["op"])
@@ -102,6 +102,37 @@ def test_deterministic_takes_the_likeliest_op(network: Network, make_input: Make
         likeliest = torch.maximum(likeliest, sampled.log_probs["op"])
     torch.testing.assert_close(output.log_probs["op"], likeliest, atol=1e-6, rtol=0)
     assert all(torch.equal(output.actions[name], again.actions[name]) for name in HEAD_NAMES)
+
+
+@pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 1.0])
+def test_the_op_of_the_greatest_q_among_the_probable(network: Network, make_input: MakeInput, share: float) -> None:
+    with torch.no_grad():
+        network.tree.output.weight.mul_(0.1)  # several ops within a factor of ten of each other
+    inputs = make_input(500, allowed=0.8)
+    output = network.get_action(*inputs, deterministic=True, op_share=share)
+    every = dict.fromkeys(HEAD_NAMES)
+    probs = torch.full((500, 6), 0.0)
+    for op in range(6):
+        allowed = inputs.masks["op"][:, op]
+        only = torch.zeros(500, 1, dtype=torch.long) + op
+        part = PolicyInput(*(x[allowed, None] for x in inputs[:2]), every | {"op": inputs.masks["op"][allowed, None]})
+        actions = {name: torch.zeros(int(allowed.sum()), 1, dtype=torch.long) for name in HEAD_NAMES}
+        evaluation = network.evaluate_actions(*part[:2], actions | {"op": only[allowed]}, part.masks)
+        probs[allowed, op] = evaluation.log_probs["op"][:, 0].exp().detach()
+    expected = []
+    for row in range(500):
+        probable = [op for op in range(6) if 0 < probs[row, op] >= (share - 1e-6) * probs[row].max()]
+        expected.append(max(probable, key=lambda op: output.op_values[row, op].item()))
+    assert output.sampled_op.tolist() == expected
+    likeliest = probs.argmax(-1)
+    changed = int((output.sampled_op != likeliest).sum())
+    assert changed == 0 if share == 1 else changed > 50
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_a_share_out_of_range_is_refused(network: Network, make_input: MakeInput, share: float) -> None:
+    with pytest.raises(ValueError, match=r"expected op_share in \(0, 1\], got"):
+        network.get_action(*make_input(2), deterministic=True, op_share=share)
 
 
 def test_the_same_seed_draws_the_same_actions(network: Network, make_input: MakeInput) -> None:

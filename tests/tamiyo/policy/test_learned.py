@@ -73,3 +73,33 @@ def test_foreign_runs_are_shown_at_the_same_decision_whatever_their_slots(slots)
             mine = seen[t, row, 24:].reshape(SLOTS, 34)
             assert all(np.array_equal(mine[slot], theirs[slot % slots]) for slot in range(SLOTS))
     assert len(lenders) > 3
+
+
+class Waverer(LSTMPolicyBundle):
+    """At every decision it waits with 0.6 and germinates with 0.4, and its critic prefers to germinate by ``gain``."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__(FactoredRecurrentActorCritic(hidden_dim=16, head_dim=8))
+        with torch.no_grad():
+            root = self.network.tree.output_sizes[0]
+            self.network.tree.output.weight.zero_()
+            self.network.tree.output.bias[:root] = torch.tensor([0.6, 0.4, 1e-4, 1e-4, 1e-4, 1e-4]).log()
+            self.network.critic.weight.zero_()
+            self.network.critic.bias.zero_()
+            self.network.critic.bias[2] = gain  # v, then the six ops
+            self.network.critic.bias[6] = 10.0  # an op that the policy hardly ever takes
+
+
+@pytest.mark.parametrize(("gain", "options", "op"), [(0.1, {}, 1), (-0.1, {}, 0), (0.1, {"op_share": 1.0}, 0)])
+def test_of_the_ops_that_she_takes_now_and_then_she_decides_for_the_most_valuable(gain, options, op):
+    policy = LearnedPolicy(Waverer(gain), **options)
+    policy.reset(RUNS, seed=1)
+    for observation in observations():
+        assert policy.act(observation)["op"].tolist() == [op] * RUNS
+
+
+def test_drawn_decisions_follow_the_probabilities():
+    policy = LearnedPolicy(Waverer(0.1), deterministic=False)
+    policy.reset(RUNS, seed=1)
+    ops = np.concatenate([policy.act(o)["op"] for _ in range(100) for o in observations()])
+    assert np.mean(ops == 1) == pytest.approx(0.4, abs=0.05)

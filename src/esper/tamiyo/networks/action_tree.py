@@ -38,6 +38,22 @@ def likeliest(name: str, distribution: MaskedCategorical, used: Tensor | None) -
     return distribution.mode()
 
 
+def most_valuable(root: str, op_values_NO: Tensor, share: float) -> Chooser:
+    """A chooser whose root choice has the greatest Q of those at least ``share`` times as probable as the likeliest.
+
+    Every other head takes its likeliest choice (the rule of discrete BCQ, Fujimoto et al. 2019, arXiv:1910.01708: a
+    critic is to be trusted only where the policy goes).
+    """
+
+    def choose(name: str, distribution: MaskedCategorical, used: Tensor | None) -> Tensor:
+        if name != root:
+            return distribution.mode()
+        probable = distribution.probs >= share * distribution.probs.amax(-1, keepdim=True)
+        return op_values_NO.masked_fill(~probable, -math.inf).argmax(-1)
+
+    return choose
+
+
 def stored(actions: Mapping[str, Tensor]) -> Chooser:
     """A chooser that repeats ``actions`` (int64 ``[N]`` a head); what is stored for an unused head is not read."""
     return lambda name, distribution, used: actions[name] if used is None else actions[name] * used.squeeze(-1)

@@ -17,7 +17,7 @@ from esper.actions import BLUEPRINT_NAMES, HEADS
 from esper.heads import HeadTable
 from esper.observation import SLOT_SIZE, features_size
 from esper.tamiyo.networks import checks
-from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likeliest, sampled, stored
+from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likeliest, most_valuable, sampled, stored
 from esper.tamiyo.networks.checks import Hidden, Masks
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
 from esper.tamiyo.networks.slot_encoder import SlotEncoder
@@ -214,6 +214,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         hidden: Hidden | None = None,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
+        op_share: float = 1.0,
     ) -> ActionOutput:
         """Decide one step.
 
@@ -225,20 +226,29 @@ class FactoredRecurrentActorCritic(nn.Module):
             hidden: Pair ``[num_layers, B, H]``; ``None`` at the start of an episode.
             deterministic: Take the likeliest choice of each head instead of drawing one.
             generator: Source of randomness; the same seed draws the same actions.
+            op_share: With ``deterministic``, the op is that of the greatest Q(s, op) among those whose probability is
+                at least this share of the likeliest's, in (0, 1]; 1 leaves the likeliest alone.
 
         Raises:
-            ValueError: For a wrong shape or type, a NaN or infinite number, a blueprint index out of range, or a used
-                head without an allowed choice.
+            ValueError: For ``op_share`` out of range, a wrong shape or type, a NaN or infinite number, a blueprint
+                index out of range, or a used head without an allowed choice.
         """
         hidden = self._checked("state", state, ("B",), blueprint_indices, masks, hidden)
+        if not 0 < op_share <= 1:
+            raise ValueError(f"expected op_share in (0, 1], got {op_share}")
         rows = state.shape[0]
         records = torch.is_grad_enabled()
         # Where nothing is to be recorded, inference mode saves a tenth of the time; what leaves it is copied, so that
         # it can be stored and trained on.
         with torch.inference_mode(not records):
             core, slots, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden)
-            sizes = self.sizes(0 if slots is None else slots.shape[1])
-            choose = likeliest if deterministic else sampled(sizes, rows, state.device, generator)
+            if not deterministic:
+                sizes = self.sizes(0 if slots is None else slots.shape[1])
+                choose = sampled(sizes, rows, state.device, generator)
+            elif op_share < 1:
+                choose = most_valuable(self.heads.root.name, self._op_values(core), op_share)
+            else:
+                choose = likeliest
             decided = self._decide(core, slots, masks, choose)
             draw = decided.draw
             if self.check_values:

@@ -110,14 +110,15 @@ class LSTMPolicyBundle:
         hidden: Hidden,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
+        op_share: float = 1.0,
     ) -> ActionOutput:
         """Decide one step of a rollout: ``inputs`` ``[B, ...]``, ``hidden`` a pair ``[num_layers, B, H]``.
 
-        Returns ordinary tensors without a graph, fit for storing. Errors as in
+        Returns ordinary tensors without a graph, fit for storing. Further arguments and errors as in
         :meth:`FactoredRecurrentActorCritic.get_action`.
         """
-        features = self._normalized("features", inputs.features)
-        return self.network.get_action(features, inputs.indices, inputs.masks, hidden, deterministic, generator)
+        state = self._normalized("features", inputs.features)
+        return self.network.get_action(state, inputs.indices, inputs.masks, hidden, deterministic, generator, op_share)
 
     @torch.inference_mode()
     def get_value(

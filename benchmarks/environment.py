@@ -38,6 +38,7 @@ from esper.env.engine.loop import HostRun, LoopEngine
 from esper.env.engine.stacked import StackedEngine
 from esper.env.engine.stacking.stack import HostStack
 from esper.env.growth_env import GrowthVectorEnv
+from esper.observation import features_size
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -121,7 +122,8 @@ class Contender:
         self.seconds: list[float] = []
         self.parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._stopwatch = stopwatch
-        network = FactoredRecurrentActorCritic(num_slots=self.env.num_slots)
+        slots = self.env.num_slots
+        network = FactoredRecurrentActorCritic(state_dim=features_size(slots), num_slots=slots)
         self._tamiyo = LearnedPolicy(LSTMPolicyBundle(network), deterministic=False)
         self._random = RandomPolicy()
         for policy in (self._tamiyo, self._random):

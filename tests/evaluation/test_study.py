@@ -24,6 +24,7 @@ from esper.evaluation.gromo import obstacle
 from esper.evaluation.protocol import EpisodeResult, run_episodes
 from esper.evaluation.study import Study, StudyConfig
 from esper.simic.training.config import NetworkConfig
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
 from esper.tasks import get_task
 
@@ -128,10 +129,9 @@ def test_a_study_goes_on_where_it_stopped(finished):
 def test_an_arm_that_cannot_be_run_is_left_out_with_the_reason(finished, tmp_path, monkeypatch):
     directory = shutil.copytree(finished[0], tmp_path / "out")
     monkeypatch.setattr("esper.evaluation.arms.obstacle", lambda task: "it is too late")
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    write_report(
-        Study(StudyConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}), directory)
-    )
+    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "policy_sha256"}
+    write_report(Study(StudyConfig(**config), directory))
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert "gromo on wine (it is too late)" in page
     assert "<td>gromo</td>" not in page
@@ -141,6 +141,26 @@ def test_other_settings_are_refused(finished, capsys):
     _, arguments = finished
     assert main([*arguments, "--seed", "5"]) == 2
     assert "other settings (seed)" in capsys.readouterr().err
+
+
+def test_other_weights_of_the_policy_are_refused(finished, tmp_path, capsys):
+    # as after training it further: what is there was measured on another policy
+    directory, arguments = finished
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    mine = tmp_path / "policy"
+    shutil.copytree(config["policy"], mine)
+    arguments = [str(mine) if a == config["policy"] else a for a in arguments]
+    arguments[arguments.index("--out") + 1] = str(shutil.copytree(directory, tmp_path / "out"))
+    stored = tmp_path / "out" / "config.json"
+    stored.write_text(json.dumps(config | {"policy": str(mine)}), encoding="utf-8")
+    bundle = LSTMPolicyBundle.load(mine)
+    bundle.save(mine)
+    assert main(arguments) == 0
+    with torch.no_grad():
+        bundle.network.critic.bias += 1
+    bundle.save(mine)
+    assert main(arguments) == 2
+    assert "other settings (policy_sha256)" in capsys.readouterr().err
 
 
 def test_bad_settings_are_refused():

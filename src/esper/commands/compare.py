@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from itertools import product
 from pathlib import Path
@@ -123,7 +122,7 @@ def _settings(study: Study) -> dict[str, str]:
     config = study.config
     options = " ".join(
         f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
-        for name, value in json.loads((study.directory / "config.json").read_text(encoding="utf-8")).items()
+        for name, value in asdict(config).items()
     )
     missing = {"Not run": "; ".join(f"{arm} on {task} ({why})" for (task, arm), why in study.obstacles.items())}
     return {

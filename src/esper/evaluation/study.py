@@ -17,7 +17,7 @@ from esper.env.engine.allocator import keep_freed_memory
 from esper.evaluation.arms import Bench, study_arms
 from esper.evaluation.protocol import EpisodeResult
 from esper.run_directory import write_json_atomic
-from esper.tamiyo.policy.registry import make_policy
+from esper.tamiyo.policy.registry import fingerprint, make_policy
 from esper.tasks import get_task
 
 Unit = tuple[str, str]
@@ -73,17 +73,18 @@ class Study:
 
     Args:
         config: What is compared.
-        directory: Where results are; a directory with results of the same configuration is gone on with.
+        directory: Where results are; a directory with results of the same configuration and the same policy is gone on
+            with.
 
     Raises:
-        ValueError: When the directory holds a study of another configuration.
+        ValueError: When the directory holds a study of another configuration, or of other weights of the policy.
     """
 
     def __init__(self, config: StudyConfig, directory: Path) -> None:
         self.config, self.directory = config, directory
         self.arms = study_arms(tuple(config.task), config.rents, config.random_architectures)
         stored = directory / "config.json"
-        mine = json.loads(json.dumps(asdict(config)))
+        mine = json.loads(json.dumps(asdict(config))) | {"policy_sha256": fingerprint(config.policy)}
         if stored.exists() and (theirs := json.loads(stored.read_text(encoding="utf-8"))) != mine:
             different = sorted(k for k in mine if mine[k] != theirs.get(k))
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from esper.actions import Decision
 from esper.tamiyo.policy.base import Policy, RulePolicy, RunView
 from esper.tamiyo.policy.learned import LearnedPolicy
-from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -79,6 +80,16 @@ def directory_of(policy: str | Path) -> Path | None:
         f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, "
         f"or the directory of a trained policy; {hint}"
     )
+
+
+def fingerprint(policy: str | Path) -> str | None:
+    """SHA-256 of a trained policy's file, in hexadecimal; ``None`` for a policy that no training has written.
+
+    Raises:
+        ValueError: As :func:`directory_of` says.
+    """
+    directory = directory_of(policy)
+    return None if directory is None else hashlib.sha256((directory / POLICY_FILE).read_bytes()).hexdigest()
 
 
 def trained_on(policy: str | Path) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from esper.observation import RUN_SIZE, SLOT_SIZE
 from esper.tamiyo.policy.base import Actions, Observation
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
-OP_SHARE = 0.1
-"""An op a tenth as probable as the likeliest is one that the policy takes now and then, and that its critic knows."""
+OP_SHARE = 0.3
+"""The threshold of Fujimoto et al.: an op 0.3 times as probable as the likeliest is one that the critic knows."""
 
 
 class LearnedPolicy:

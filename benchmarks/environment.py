@@ -17,7 +17,6 @@ import argparse
 import datetime
 import functools
 import itertools
-import json
 import os
 import platform
 import time
@@ -39,6 +38,7 @@ from esper.env.engine.stacked import StackedEngine
 from esper.env.engine.stacking.stack import HostStack
 from esper.env.growth_env import GrowthVectorEnv
 from esper.observation import features_size
+from esper.run_directory import write_json_atomic
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -363,21 +363,21 @@ def main() -> None:
     machine = machine_gflops(stopwatch.clock)
     ceilings = {task: ceiling(task, stopwatch.clock) for task in settings.tasks}
     watch_engines(stopwatch)
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    result = {"date": date, "hardware": hardware(), "settings": asdict(settings)}
+    result |= {"machine_gflops": machine, "ceilings": ceilings}
     rows: list[Row] = []
+    page = ""
     for task, hosts in itertools.product(settings.tasks, settings.hosts):
         rows += compare(task, hosts, settings, stopwatch)
+        page = report(rows, ceilings, machine, settings, date)
+        if output is not None:  # after each, so that an interrupted run keeps what it has measured
+            output.mkdir(parents=True, exist_ok=True)
+            stem = f"environment-{date}-{settings.threads}-thread"
+            (output / f"{stem}.md").write_text(page, encoding="utf-8")
+            write_json_atomic(output / f"{stem}.json", result | {"rows": [asdict(row) for row in rows]})
         print(f"measured {task} with {hosts} hosts", flush=True)
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    page = report(rows, ceilings, machine, settings, date)
     print(page)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        stem = f"environment-{date}-{settings.threads}-thread"
-        (output / f"{stem}.md").write_text(page, encoding="utf-8")
-        result = {"date": date, "hardware": hardware(), "settings": asdict(settings)}
-        result |= {"machine_gflops": machine, "ceilings": ceilings}
-        text = json.dumps(result | {"rows": [asdict(row) for row in rows]}, indent=1, ensure_ascii=False)
-        (output / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

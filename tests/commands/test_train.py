@@ -67,6 +67,15 @@ def test_a_run_leaves_everything_and_says_where(tmp_path, capsys):
     assert isinstance(make_policy(tmp_path / "run" / "policy"), LearnedPolicy)
 
 
+def test_runs_of_several_lengths_are_trained_on_and_runs_of_the_tasks_length_compared(tmp_path):
+    out = tmp_path / "run"
+    assert run("--updates", 2, "--variants.horizon", 3, 6, "--variants.rent", 0.01, 0.05, "--out", out) == 0
+    lengths = [row["length"] for row in rows(out) if row["episodes"]]
+    assert any(length != 4 for length in lengths)
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert {len(episode["ops"]) for episode in comparison["episodes"]} == {4}
+
+
 def test_the_same_seed_gives_the_same_metrics_bit_for_bit(tmp_path):
     assert run("--updates", 2, "--out", tmp_path / "a") == 0
     assert run("--updates", 2, "--out", tmp_path / "b") == 0

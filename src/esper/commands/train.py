@@ -136,14 +136,14 @@ class TrainCommand:
             )
         return run_dir
 
-    def make_env(self, task: str, num_envs: int, autoreset_mode: AutoresetMode) -> GrowthVectorEnv:
-        """The environment of this run for one task."""
+    def make_env(self, task: str, num_envs: int, autoreset_mode: AutoresetMode, variants: Variants) -> GrowthVectorEnv:
+        """An environment of this run for one task."""
         return GrowthVectorEnv(
             num_envs,
             task,
             reward=RewardConfig(rent=self.rent),
             budget=self.budget,
-            variants=self.variants,
+            variants=variants,
             autoreset_mode=autoreset_mode,
             num_workers=self.num_workers,
             paired=self.paired,
@@ -161,7 +161,7 @@ class TrainCommand:
 
     def train(self, run_dir: Path, policy: LSTMPolicyBundle | None, console: Console) -> LSTMPolicyBundle:
         """Train Tamiyo, from ``policy`` on if there is one; the trained policy."""
-        envs = [self.make_env(name, self.num_envs, AutoresetMode.SAME_STEP) for name in self.task]
+        envs = [self.make_env(name, self.num_envs, AutoresetMode.SAME_STEP, self.variants) for name in self.task]
         config = TrainConfig(
             seed=self.seed,
             updates=self.updates,
@@ -185,7 +185,7 @@ class TrainCommand:
                 env.close()
 
     def compare(self, policy: LSTMPolicyBundle, console: Console) -> Table:
-        """All controllers on episodes that were not trained on, and on test data."""
+        """All controllers on episodes of the tasks' length that were not trained on, and on test data."""
         arms: dict[str, Policy] = {
             HOST_ALONE: WaitPolicy(),
             "random legal": RandomPolicy(),
@@ -194,7 +194,8 @@ class TrainCommand:
             TAMIYO: LearnedPolicy(policy),
         }
         seeds = evaluation_seeds(self.eval_episodes, seed=self.seed, purpose="test")
-        envs = [self.make_env(name, self.eval_episodes, AutoresetMode.NEXT_STEP) for name in self.task]
+        variants = dataclasses.replace(self.variants, horizon=None)
+        envs = [self.make_env(name, self.eval_episodes, AutoresetMode.NEXT_STEP, variants) for name in self.task]
         try:
             with EpisodeProgress(len(arms) * len(envs), console=console, quiet=self.quiet) as progress:
                 return comparison.compare(envs, arms, seeds, progress.on_decision)

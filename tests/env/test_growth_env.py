@@ -18,7 +18,7 @@ from esper.env.growth_env import GrowthEnv, GrowthVectorEnv, find_illegal
 from esper.env.reward import RewardConfig
 from esper.lifecycle import IllegalMoveError, Op
 from esper.observation import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, UNKNOWN, ObservationView
-from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 
 several_seeds = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -344,6 +344,29 @@ def test_hosts_of_drawn_width_and_depth_differ_in_size(engine, task):
     ]
     assert sizes == expected
     assert len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize("engine", ["stacked", "loop"])
+def test_a_drawn_interval_is_how_long_a_host_trains_between_decisions(make_env, engine):
+    env = make_env(num_envs=6, engine=engine, variants=Variants(interval=(0.5, 3.0)))
+    observation, info = env.reset(seed=1)
+    intervals = info["conditions"]["interval"]
+    assert set(intervals) <= {0.5, 1.0, 1.5, 2.0, 2.5, 3.0}
+    assert len(set(intervals)) > 2
+    policy = WaitPolicy()
+    policy.reset(6, 0)
+    samples = 2 * env.task.batch_size  # a quick task trains two batches a decision
+    for decision in range(1, 3):
+        observation, _, _, _, info = env.step(policy.act(observation))
+        assert np.array_equal(info["train_samples_seen"], decision * samples * intervals)
+
+
+def test_an_interval_leaves_what_else_is_drawn_as_it_is(make_env):
+    ranges = {"rent": (0.005, 0.08), "width": (0.5, 2.0), "horizon": (4, 9)}
+    _, short = make_env(num_envs=4, variants=Variants(**ranges)).reset(seed=1)
+    _, long = make_env(num_envs=4, variants=Variants(**ranges, interval=(3.0, 3.0))).reset(seed=1)
+    for name, drawn in short["conditions"].items():
+        assert np.array_equal(long["conditions"][name], [3.0] * 4 if name == "interval" else drawn), name
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -170,6 +170,21 @@ def test_any_rows_may_step_or_begin_anew_while_the_others_stand(double):
     assert_same_reports(loop.reset(fresh), stacked.reset(fresh))
     step_both(loop, stacked, {2: germinate, 1: germinate, 0: Decision(Op.ADVANCE, slot=0)})
     step_both(loop, stacked, dict.fromkeys(range(4), Decision()))
+
+
+def test_hosts_that_train_for_different_times_are_as_in_the_loop(double):
+    task = small(get_task("mnist1d"))
+    begun = {
+        row: replace(episode, interval=interval)
+        for (row, episode), interval in zip(episodes(task, range(4)).items(), (1.0, 2.5, 1.0, 0.5), strict=True)
+    }
+    loop, stacked = LoopEngine(task, 4), StackedEngine(task, 4)
+    assert_same_reports(loop.reset(begun), stacked.reset(begun))
+    conv = BLUEPRINT_NAMES.index("conv")
+    step_both(loop, stacked, dict.fromkeys(range(4), Decision(Op.GERMINATE, slot=1, blueprint=conv)))
+    step_both(loop, stacked, dict.fromkeys(range(4), Decision(Op.ADVANCE, slot=1, tempo=1)))
+    reports = step_both(loop, stacked, dict.fromkeys(range(4), Decision()))
+    assert [report.train_samples_seen / task.batch_size for report in reports.values()] == [6, 15, 6, 3]
 
 
 class TwoWidths(TASKS["wine"]):

@@ -1,5 +1,6 @@
 """A study runs every arm, goes on where it stopped, counts its compute rightly and ends in a page a browser shows."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -39,6 +40,8 @@ def test_compute_is_what_the_flop_counter_sees():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(task.splits().train_x[: task.batch_size])
     assert training_flops(task, episode, dormant) == [0.0, 3.0 * task.steps_per_decision * counter.get_total_flops()]
+    twice = training_flops(task, dataclasses.replace(episode, interval=2.0), dormant)
+    assert twice == [0.0, 2 * training_flops(task, episode, dormant)[1]]
     grown = {**dormant, task.slots[0]: [("DORMANT", None, 0.0), ("TRAINING", "conv", 0.0)]}
     assert training_flops(task, episode, grown)[1] > training_flops(task, episode, dormant)[1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,9 +32,15 @@ class Episode:
     """Factor on the host's width."""
     depth: int = 1
     """Layers in each of the host's blocks."""
+    interval: float = 1.0
+    """Factor on the task's number of training batches between two decisions."""
     other_rent: float | None = None
     """Another price, drawn from the same range, at which a learner may judge the same run once more; ``None`` where the
     price is not drawn."""
+
+    def steps_per_decision(self, task: Task) -> int:
+        """Training batches between two decisions."""
+        return max(1, round(task.steps_per_decision * self.interval))
 
     def info(self) -> dict[str, float]:
         """The episode as numbers, for ``info`` and for logs; no cap and no other rent are −1."""
@@ -48,6 +54,7 @@ class Episode:
             "label_noise": self.label_noise,
             "width": self.width,
             "depth": float(self.depth),
+            "interval": self.interval,
             "other_rent": -1.0 if self.other_rent is None else self.other_rent,
         }
 
@@ -56,8 +63,8 @@ class Episode:
 class Variants:
     """Ranges from which each episode draws its conditions; ``None`` keeps the task's own value.
 
-    Ranges are (low, high); those of ``rent``, ``budget``, ``learning_rate``, ``train_samples`` and ``width`` are drawn
-    log-uniformly, the others uniformly.
+    Ranges are (low, high); those of ``rent``, ``budget``, ``learning_rate``, ``train_samples``, ``width`` and
+    ``interval`` are drawn log-uniformly, the others uniformly.
     """
 
     rent: Range | None = None
@@ -76,9 +83,12 @@ class Variants:
     """Factor on the host's width, rounded to quarters so that hosts can share a structure and train in one graph."""
     depth: Range | None = None
     """Layers in each of the host's blocks."""
+    interval: Range | None = None
+    """Factor on the number of training batches between two decisions, rounded to halves so that hosts can train in one
+    graph."""
 
     def __post_init__(self) -> None:
-        for name in ("rent", "budget", "horizon", "learning_rate", "train_samples", "width", "depth"):
+        for name in ("rent", "budget", "horizon", "learning_rate", "train_samples", "width", "depth", "interval"):
             self._check(name, above=0.0)
         self._check("label_noise", above=-1e-12)
 
@@ -101,7 +111,7 @@ class Variants:
 
         factor = log_uniform(self.budget, 0.0)
         samples = len(task.splits().train_x)
-        return Episode(
+        episode = Episode(
             seed=seed,
             rent=log_uniform(self.rent, rent),
             budget=int(factor * host_params) if self.budget is not None else budget,
@@ -111,8 +121,10 @@ class Variants:
             label_noise=uniform(self.label_noise, 0.0),
             width=max(1, round(4 * log_uniform(self.width, 1.0))) / 4,
             depth=round(uniform(self.depth, 1)),
-            other_rent=None if self.rent is None else log_uniform(self.rent, rent),
         )
+        other_rent = log_uniform(self.rent, rent)
+        interval = max(1, round(2 * log_uniform(self.interval, 1.0))) / 2
+        return replace(episode, interval=interval, other_rent=None if self.rent is None else other_rent)
 
 
 NO_VARIANTS = Variants()

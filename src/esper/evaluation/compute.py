@@ -38,7 +38,7 @@ def training_flops(task: Task, episode: Episode, slots: SlotHistory) -> list[flo
         states = [(name, *history[decision]) for name, history in slots.items()]
         seeds = sum(count_flops(kind, specs[name]) for name, _, kind, _ in states if kind is not None)
         passes = sum(_PASSES.get(stage, 0) for _, stage, kind, _ in states if kind is not None)
-        samples = task.steps_per_decision * task.batch_size
+        samples = episode.steps_per_decision(task) * task.batch_size
         total += (host + seeds) * (3 * samples + passes * min(ATTRIBUTION_SAMPLES, len(task.splits().val_x)))
         result.append(float(total))
     return result

@@ -49,20 +49,19 @@ class HostRun(Run):
         return self._evaluate(splits.test_x, splits.test_y)[1]
 
     def _train_interval(self) -> float:
-        """Train ``steps_per_decision`` batches; the mean training loss."""
+        """Train until the next decision; the mean training loss."""
         model = self.network.model.train()
-        total = 0.0
-        last = self.task.steps_per_decision - 1
-        for step in range(self.task.steps_per_decision):
+        total, steps = 0.0, self.episode.steps_per_decision(self.task)
+        for step in range(steps):
             x, y = self.data.next_batch()
-            with self.network.measure(step == last):
+            with self.network.measure(step == steps - 1):
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = self.task.loss(model(x), y)
                 loss.backward()
             self.optimizer.step()
             self.samples_seen += len(x)
             total += float(loss.detach())
-        return total / self.task.steps_per_decision
+        return total / steps
 
     @torch.no_grad()
     def _evaluate(self, x: Tensor | None = None, y: Tensor | None = None) -> tuple[float, float]:

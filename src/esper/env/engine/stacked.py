@@ -65,8 +65,9 @@ class StackedEngine(Engine):
             self.runs[row].network.step(decisions[row])
             self._stack_of[row].settle_seeds(self.runs[row])
         for stack, members in self._by_stack(rows):
-            for row, loss in zip(members, stack.train([self.runs[row] for row in members]), strict=True):
-                self._end_interval(row, loss)
+            for together in self._by_steps(members):
+                for row, loss in zip(together, stack.train([self.runs[row] for row in together]), strict=True):
+                    self._end_interval(row, loss)
         self._evaluate(rows)
         for row in rows:
             if not self.runs[row].rolled_back:
@@ -97,6 +98,11 @@ class StackedEngine(Engine):
     def _by_stack(self, rows: Sequence[int]) -> list[tuple[HostStack, list[int]]]:
         stacks = {id(self._stack_of[row]): self._stack_of[row] for row in rows}
         return [(stack, [row for row in rows if self._stack_of[row] is stack]) for stack in stacks.values()]
+
+    def _by_steps(self, rows: Sequence[int]) -> list[list[int]]:
+        """The rows whose intervals are as long, together."""
+        steps = {row: self.runs[row].episode.steps_per_decision(self.task) for row in rows}
+        return [[row for row in rows if steps[row] == length] for length in sorted(set(steps.values()))]
 
     def _end_interval(self, row: int, loss: float) -> None:
         run = self.runs[row]

@@ -161,13 +161,14 @@ class HostStack:
     # ------------------------------------------------------------------------------------------- training
 
     def train(self, runs: Sequence[StackedRun]) -> list[float]:
-        """One interval of every run; their mean training losses."""
+        """One interval of every run, as long for each; their mean training losses."""
+        steps = runs[0].episode.steps_per_decision(self.task)
         self._hosts.arrange([run.host.member for run in runs])
         slots, trained = self._training_slots(runs)
         adam = StackedAdam([(self._hosts, len(runs)), *trained])
         self._template.bind(self._hosts.leaves(len(runs)))
         self._template.module.train()
-        batches = [[run.data.next_indices() for run in runs] for _ in range(self.task.steps_per_decision)]
+        batches = [[run.data.next_indices() for run in runs] for _ in range(steps)]
         losses = []
         for step, batch in enumerate(batches):
             measured = step == len(batches) - 1

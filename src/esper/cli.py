@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 import esper
+from esper.commands.average import AverageCommand
 from esper.commands.compare import CompareCommand
 from esper.commands.grow import GrowCommand
 from esper.commands.listings import BlueprintsCommand, TasksCommand
@@ -25,6 +26,7 @@ Command = (
     Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[GrowCommand, tyro.conf.subcommand("grow")]
+    | Annotated[AverageCommand, tyro.conf.subcommand("average")]
     | Annotated[PPOCommand, tyro.conf.subcommand("ppo")]
     | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
     | Annotated[BlueprintsCommand, tyro.conf.subcommand("blueprints")]

@@ -1,0 +1,43 @@
+"""The mean of several trained policies' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+
+
+@torch.no_grad()
+def average(policies: Sequence[LSTMPolicyBundle]) -> LSTMPolicyBundle:
+    """A policy whose weights and statistics are the means of those given, taken in float64.
+
+    A policy that went on learning under other conditions does well there and has lost some of what it could before;
+    half way between the two, weights can do both (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903). That holds for
+    policies of which one was trained on from the other, not for strangers, and is to be checked on episodes of both
+    conditions.
+
+    Args:
+        policies: Two or more with networks of the same sizes and heads, without an observation normaliser.
+
+    Raises:
+        ValueError: For fewer than two, other sizes, or an observation normaliser.
+    """
+    if len(policies) < 2:
+        raise ValueError(f"expected two or more policies to average, got {len(policies)}")
+    if any(policy.observation_normalizer is not None for policy in policies):
+        raise ValueError("policies with an observation normaliser cannot be averaged: train with standardised states")
+    first = policies[0].network.config()
+    for number, policy in enumerate(policies[1:], start=2):
+        if (config := policy.network.config()) != first:
+            different = sorted(k for k in first.keys() | config.keys() if first.get(k) != config.get(k))
+            raise ValueError(
+                f"expected policies of the same sizes; the first and number {number} differ in {', '.join(different)}"
+            )
+    result = LSTMPolicyBundle(type(policies[0].network).from_config(first))
+    states = [policy.network.state_dict() for policy in policies]
+    for name, tensor in result.network.state_dict().items():
+        parts = [state[name] for state in states]
+        tensor.copy_(torch.stack([part.double() for part in parts]).mean(0))
+    return result

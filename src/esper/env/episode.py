@@ -122,6 +122,7 @@ class Variants:
             width=max(1, round(4 * log_uniform(self.width, 1.0))) / 4,
             depth=round(uniform(self.depth, 1)),
         )
+        # Drawn last, so that a seed's episode is otherwise what it was before intervals could be drawn.
         other_rent = log_uniform(self.rent, rent)
         interval = max(1, round(2 * log_uniform(self.interval, 1.0))) / 2
         return replace(episode, interval=interval, other_rent=None if self.rent is None else other_rent)

@@ -11,9 +11,9 @@ from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.registry import SHIPPED
 
 
-def a_policy(seed, **sizes):
+def a_policy(seed, hidden_dim=16):
     torch.manual_seed(seed)
-    return LSTMPolicyBundle(FactoredRecurrentActorCritic(hidden_dim=16, standardize=True, **sizes))
+    return LSTMPolicyBundle(FactoredRecurrentActorCritic(hidden_dim=hidden_dim, standardize=True))
 
 
 def weights(policy):
@@ -42,9 +42,9 @@ def test_a_policy_averaged_with_itself_is_itself():
 def test_what_cannot_be_averaged_is_refused():
     with pytest.raises(ValueError, match="two or more policies to average, got 1"):
         average([a_policy(0)])
-    other = LSTMPolicyBundle(FactoredRecurrentActorCritic(hidden_dim=32, standardize=True))
+    policies = [a_policy(0), a_policy(1), a_policy(2, hidden_dim=32)]
     with pytest.raises(ValueError, match="the first and number 3 differ in hidden_dim"):
-        average([a_policy(0), a_policy(1), other])
+        average(policies)
     normalized = LSTMPolicyBundle(a_policy(0).network, observation_normalizer=RunningMeanStd((126,)))
     with pytest.raises(ValueError, match="with an observation normaliser cannot be averaged"):
         average([a_policy(0), normalized])

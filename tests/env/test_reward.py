@@ -7,23 +7,23 @@ from hypothesis import strategies as st
 from esper.env.reward import Objective, RewardConfig
 
 steps = st.lists(
-    st.tuples(st.floats(0, 1), st.floats(0, 6), st.booleans()),
+    st.tuples(st.floats(0, 1), st.floats(0, 6), st.booleans(), st.floats(0, 5)),
     min_size=1,
     max_size=40,
 )
 
 
-@given(steps, st.floats(0, 0.2), st.sampled_from(["potential", "sparse"]))
-def test_rewards_of_an_episode_sum_to_J(history, rent, kind):
-    config = RewardConfig(kind=kind, rent=rent)
+@given(steps, st.floats(0, 0.2), st.floats(0, 0.2), st.sampled_from(["potential", "sparse"]))
+def test_rewards_of_an_episode_sum_to_J(history, rent, price, kind):
+    config = RewardConfig(kind=kind, rent=rent, waste=price)
     objective = Objective(config, rent)
     rewards = [
-        objective.reward(score, size, rolled_back=rolled_back, done=t == len(history) - 1)
-        for t, (score, size, rolled_back) in enumerate(history)
+        objective.reward(score, size, rolled_back=rolled_back, done=t == len(history) - 1, waste=waste)
+        for t, (score, size, rolled_back, waste) in enumerate(history)
     ]
-    score, size, _ = history[-1]
-    penalties = config.rollback_penalty * sum(rolled_back for _, _, rolled_back in history)
-    assert sum(rewards) == pytest.approx(score - rent * size - penalties, abs=1e-9)
+    score, size, _, waste = history[-1]
+    penalties = config.rollback_penalty * sum(rolled_back for _, _, rolled_back, _ in history)
+    assert sum(rewards) == pytest.approx(score - rent * size - price * waste - penalties, abs=1e-9)
 
 
 def test_sparse_pays_only_at_the_end():
@@ -32,7 +32,7 @@ def test_sparse_pays_only_at_the_end():
     assert objective.reward(0.6, 1.0, rolled_back=False, done=True) == pytest.approx(0.58)
 
 
-@pytest.mark.parametrize("arguments", [{"kind": "dense"}, {"rent": -0.1}, {"rollback_penalty": -1.0}])
+@pytest.mark.parametrize("arguments", [{"kind": "dense"}, {"rent": -0.1}, {"rollback_penalty": -1.0}, {"waste": -1.0}])
 def test_a_bad_config_is_refused(arguments):
     with pytest.raises(ValueError, match="must be"):
         RewardConfig(**arguments)

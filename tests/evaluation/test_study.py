@@ -1,13 +1,11 @@
 """A study runs every arm, goes on where it stopped, counts its compute rightly and ends in a page a browser shows."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from episodes import quick_task
 from esper.cli import main
@@ -20,7 +18,6 @@ from esper.evaluation.architecture import (
     random_architectures,
     train_from_scratch,
 )
-from esper.evaluation.compute import training_flops
 from esper.evaluation.gromo import obstacle
 from esper.evaluation.protocol import EpisodeResult, run_episodes
 from esper.evaluation.study import Study, StudyConfig
@@ -30,20 +27,6 @@ from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
 from esper.tasks import get_task
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def test_compute_is_what_the_flop_counter_sees():
-    task = quick_task("mnist1d", horizon=1)
-    episode = episode_of(task, 0, 0.02)
-    dormant = {name: [("DORMANT", None, 0.0)] * 2 for name in task.slots}
-    model = task.build_host()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(task.splits().train_x[: task.batch_size])
-    assert training_flops(task, episode, dormant) == [0.0, 3.0 * task.steps_per_decision * counter.get_total_flops()]
-    twice = training_flops(task, dataclasses.replace(episode, interval=2.0), dormant)
-    assert twice == [0.0, 2 * training_flops(task, episode, dormant)[1]]
-    grown = {**dormant, task.slots[0]: [("DORMANT", None, 0.0), ("TRAINING", "conv", 0.0)]}
-    assert training_flops(task, episode, grown)[1] > training_flops(task, episode, dormant)[1]
 
 
 def test_an_empty_architecture_is_the_host_alone():

@@ -62,6 +62,9 @@ class TrainCommand:
     """Decides everything: the same seed gives the same run, bit for bit, on one machine."""
     rent: float = 0.02
     """Price of a doubling of the parameters, in points of score (0.02 is two points)."""
+    waste: float = 0.0
+    """Price of training compute that nothing is left of (pruned seeds, measured contributions), in points of score for
+    as many FLOPs as the host alone takes; the comparison at the end does without."""
     budget: int | None = None
     """Cap on added parameters of each network; none by default."""
     policy: Path | None = None
@@ -110,7 +113,7 @@ class TrainCommand:
         for name in ("num_envs", "updates", "num_workers", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
-        RewardConfig(rent=self.rent)
+        RewardConfig(rent=self.rent, waste=self.waste)
         horizons = {name: get_task(name).horizon for name in self.task}
         if len(set(horizons.values())) != 1:
             raise ValueError(f"tasks that are trained together must have the same horizon, got {horizons}")
@@ -136,17 +139,10 @@ class TrainCommand:
             )
         return run_dir
 
-    def make_env(self, task: str, num_envs: int, autoreset_mode: AutoresetMode, variants: Variants) -> GrowthVectorEnv:
+    def make_env(self, task: str, num_envs: int, **kwargs: Any) -> GrowthVectorEnv:
         """An environment of this run for one task."""
         return GrowthVectorEnv(
-            num_envs,
-            task,
-            reward=RewardConfig(rent=self.rent),
-            budget=self.budget,
-            variants=variants,
-            autoreset_mode=autoreset_mode,
-            num_workers=self.num_workers,
-            paired=self.paired,
+            num_envs, task, budget=self.budget, num_workers=self.num_workers, paired=self.paired, **kwargs
         )
 
     def first_policy(self, run_dir: Path) -> LSTMPolicyBundle | None:
@@ -161,7 +157,8 @@ class TrainCommand:
 
     def train(self, run_dir: Path, policy: LSTMPolicyBundle | None, console: Console) -> LSTMPolicyBundle:
         """Train Tamiyo, from ``policy`` on if there is one; the trained policy."""
-        envs = [self.make_env(name, self.num_envs, AutoresetMode.SAME_STEP, self.variants) for name in self.task]
+        reward = RewardConfig(rent=self.rent, waste=self.waste)
+        envs = [self.make_env(name, self.num_envs, reward=reward, variants=self.variants) for name in self.task]
         config = TrainConfig(
             seed=self.seed,
             updates=self.updates,
@@ -194,8 +191,12 @@ class TrainCommand:
             TAMIYO: LearnedPolicy(policy),
         }
         seeds = evaluation_seeds(self.eval_episodes, seed=self.seed, purpose="test")
-        variants = dataclasses.replace(self.variants, horizon=None)
-        envs = [self.make_env(name, self.eval_episodes, AutoresetMode.NEXT_STEP, variants) for name in self.task]
+        conditions: dict[str, Any] = {
+            "reward": RewardConfig(rent=self.rent),
+            "variants": dataclasses.replace(self.variants, horizon=None),
+            "autoreset_mode": AutoresetMode.NEXT_STEP,
+        }
+        envs = [self.make_env(name, self.eval_episodes, **conditions) for name in self.task]
         try:
             with EpisodeProgress(len(arms) * len(envs), console=console, quiet=self.quiet) as progress:
                 return comparison.compare(envs, arms, seeds, progress.on_decision)

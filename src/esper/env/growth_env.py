@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
+from esper.env.compute import ComputeMeter
 from esper.env.engine.base import Engine, RowReport
 from esper.env.engine.choose import EngineKind, make_engine
 from esper.env.engine.parallel import ParallelEngine
@@ -63,7 +64,7 @@ class GrowthVectorEnv(VectorEnv):
     Args:
         num_envs: Number of hosts K.
         task: Name of a task, or a task.
-        reward: Kind of reward, rent, and the price of a rollback.
+        reward: Kind of reward, and the prices of parameters, rollbacks and wasted compute.
         budget: Cap on added parameters; ``None`` for no cap.
         blueprints: Names of the blueprints that may be germinated; all others are masked.
         variants: Ranges from which each episode draws its conditions.
@@ -134,6 +135,7 @@ class GrowthVectorEnv(VectorEnv):
         self._episodes: list[Episode] = []
         self._objectives: list[Objective] = []
         self._other_objectives: list[Objective | None] = []
+        self._meters: dict[int, ComputeMeter] = {}
         self._reports: list[RowReport] = []
         self._actions: list[list[Decision]] = [[] for _ in range(num_envs)]
         self._reset_next = np.zeros(num_envs, dtype=bool)
@@ -293,6 +295,8 @@ class GrowthVectorEnv(VectorEnv):
             self._objectives[row] = Objective(self.reward_config, episode.rent)
             if episode.other_rent is not None:
                 self._other_objectives[row] = Objective(self.reward_config, episode.other_rent)
+            if self.reward_config.waste:
+                self._meters[row] = ComputeMeter(self.task, episode)
             self._actions[row] = []
             self._reset_next[row] = False
         for row, report in self.engine.reset({row: self._episodes[row] for row in rows}).items():
@@ -320,10 +324,25 @@ class GrowthVectorEnv(VectorEnv):
 
     def _rewards(self, row: int, *, done: bool) -> tuple[float, float]:
         """What the latest decision of a row paid, under its rent and under its other rent (0 where there is none)."""
-        report, other = self._reports[row], self._other_objectives[row]
+        report, waste = self._reports[row], self._waste(row)
         ratio, rolled_back = size_ratio(report.reading), report.reading.rolled_back
-        paid = self._objectives[row].reward(report.score, ratio, rolled_back=rolled_back, done=done)
-        return paid, other.reward(report.score, ratio, rolled_back=rolled_back, done=done) if other else 0.0
+
+        def paid(objective: Objective | None) -> float:
+            if objective is None:
+                return 0.0
+            return objective.reward(report.score, ratio, rolled_back=rolled_back, done=done, waste=waste)
+
+        return paid(self._objectives[row]), paid(self._other_objectives[row])
+
+    def _waste(self, row: int) -> float:
+        """Count the latest decision's compute: what nothing is left of, in training runs of the host alone."""
+        if row not in self._meters:
+            return 0.0
+        meter = self._meters[row]
+        kinds = [None if s.blueprint < 0 else BLUEPRINT_NAMES[s.blueprint] for s in self._reports[row].reading.slots]
+        stages = [s.stage.name for s in self._reports[row].reading.slots]
+        meter.record(dict(zip(self.task.slots, zip(stages, kinds, strict=True), strict=True)))
+        return meter.wasted / meter.host_alone
 
     def _observe(self) -> dict[str, Any]:
         encoded = [encode(report.reading) for report in self._reports]

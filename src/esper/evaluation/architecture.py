@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, STYLES, TEMPOS, Decision
+from esper.env.compute import training_flops
 from esper.env.engine.loop import HostRun
 from esper.env.episode import NO_VARIANTS, Episode
-from esper.evaluation.compute import training_flops
 from esper.evaluation.protocol import Block, EpisodeResult
 from esper.growth.blueprints import BLUEPRINTS, count_parameters
 from esper.growth.network import GrowingNetwork

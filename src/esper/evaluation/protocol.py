@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.env.compute import training_flops
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.compute import training_flops
 from esper.lifecycle import Op
 from esper.observation import doublings
 from esper.tamiyo.policy.base import Policy
@@ -53,7 +53,7 @@ class EpisodeResult:
     architecture: list[Block]
     """(slot, blueprint, style, alpha) of every seed that is blended into the final network."""
     train_flops: list[float]
-    """FLOPs of training so far, after every decision, [T + 1]; what is counted says :mod:`esper.evaluation.compute`."""
+    """FLOPs of training so far, after every decision, [T + 1]; what is counted says :mod:`esper.env.compute`."""
     rent: float
     """Price of a doubling of parameters, in points of score."""
     features: list[list[float]] = field(default_factory=list)

@@ -21,26 +21,58 @@ from esper.env.engine.run import ATTRIBUTION_SAMPLES
 from esper.env.episode import Episode
 from esper.growth.blueprints import SlotSpec, count_flops
 from esper.growth.network import GrowingNetwork
+from esper.lifecycle import Stage
 from esper.tasks import Task
 
 SlotHistory = Mapping[str, Sequence[tuple[str, str | None, float]]]
 """Slot name → (stage, blueprint, alpha) after every decision, ``[T + 1]``."""
 
-_PASSES = {"TRAINING": 1, "BLENDING": 2, "HOLDING": 1}
+_PASSES = {Stage.TRAINING.name: 1, Stage.BLENDING.name: 2, Stage.HOLDING.name: 1}
 """Attribution passes a decision of a seed in this stage."""
+
+
+class ComputeMeter:
+    """Counts the FLOPs of one episode, decision by decision.
+
+    Args:
+        task: What is learned.
+        episode: Under which conditions.
+    """
+
+    def __init__(self, task: Task, episode: Episode) -> None:
+        self._host, self._specs = _host_costs(task, episode.width, episode.depth)
+        self._samples = episode.steps_per_decision(task) * task.batch_size
+        self._attribution_samples = min(ATTRIBUTION_SAMPLES, len(task.splits().val_x))
+        self._spent: dict[str, int] = {}
+        self.host_alone = 3 * self._samples * self._host * episode.horizon
+        """FLOPs of the whole episode, did nothing grow."""
+        self.total = 0
+        """FLOPs so far."""
+        self.wasted = 0
+        """FLOPs so far that nothing is left of: attribution, and the training of seeds that are gone."""
+
+    def record(self, slots: Mapping[str, tuple[str, str | None]]) -> None:
+        """Count one decision's interval of training.
+
+        Args:
+            slots: Slot name → (name of the stage, blueprint or ``None``), as they are after it.
+        """
+        seeds = {name: count_flops(kind, self._specs[name]) for name, (_, kind) in slots.items() if kind is not None}
+        passes = sum(_PASSES.get(slots[name][0], 0) for name in seeds)
+        network = self._host + sum(seeds.values())
+        attribution = network * passes * self._attribution_samples
+        self.total += network * 3 * self._samples + attribution
+        self.wasted += attribution + sum(self._spent.pop(name) for name in self._spent.keys() - seeds.keys())
+        for name, flops in seeds.items():
+            self._spent[name] = self._spent.get(name, 0) + flops * 3 * self._samples
 
 
 def training_flops(task: Task, episode: Episode, slots: SlotHistory) -> list[float]:
     """Cumulative FLOPs after every decision, ``[T + 1]``; the first is 0."""
-    host, specs = _host_costs(task, episode.width, episode.depth)
-    total, result = 0.0, [0.0]
+    meter, result = ComputeMeter(task, episode), [0.0]
     for decision in range(1, len(next(iter(slots.values())))):
-        states = [(name, *history[decision]) for name, history in slots.items()]
-        seeds = sum(count_flops(kind, specs[name]) for name, _, kind, _ in states if kind is not None)
-        passes = sum(_PASSES.get(stage, 0) for _, stage, kind, _ in states if kind is not None)
-        samples = episode.steps_per_decision(task) * task.batch_size
-        total += (host + seeds) * (3 * samples + passes * min(ATTRIBUTION_SAMPLES, len(task.splits().val_x)))
-        result.append(float(total))
+        meter.record({name: history[decision][:2] for name, history in slots.items()})
+        result.append(float(meter.total))
     return result
 
 

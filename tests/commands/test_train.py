@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
@@ -16,13 +17,17 @@ from gymnasium.vector import AutoresetMode
 from episodes import quick_task
 from esper import simic
 from esper.cli import main
+from esper.commands import train
 from esper.env.growth_env import GrowthVectorEnv
+from esper.evaluation import comparison
+from esper.evaluation.protocol import evaluation_seeds, run_episodes, validation_objectives
 from esper.simic import NetworkConfig, PPOConfig, TrainConfig
 from esper.simic.training.progress import Progress
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.registry import make_policy
+from esper.tamiyo.policy.rules import RandomPolicy
 from esper.tasks import TASKS, Digits
 
 FILES = ("command.json", "config.json", "metrics.jsonl", "checkpoint", "comparison.json", "growth-quick_digits.png")
@@ -59,10 +64,10 @@ def test_a_run_leaves_everything_and_says_where(tmp_path, capsys):
         assert name == "command.json" or name in printed.replace("\n", "")
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     assert (tmp_path / "run" / FILES[-1]).read_bytes().startswith(b"\x89PNG")
-    comparison = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    written = json.loads((tmp_path / "run" / "comparison.json").read_text())
     arms = {"host alone", "random legal", "fixed schedule", "heuristic", "Tamiyo"}
-    assert {row["arm"] for row in comparison["rows"]} == arms
-    assert len(comparison["episodes"]) == 2 * len(arms)
+    assert {row["arm"] for row in written["rows"]} == arms
+    assert len(written["episodes"]) == 2 * len(arms)
     assert len(rows(tmp_path / "run")) == 2
     assert isinstance(make_policy(tmp_path / "run" / "policy"), LearnedPolicy)
 
@@ -72,8 +77,41 @@ def test_runs_of_several_lengths_are_trained_on_and_runs_of_the_tasks_length_com
     assert run("--updates", 2, "--variants.horizon", 3, 6, "--variants.rent", 0.01, 0.05, "--out", out) == 0
     lengths = [row["length"] for row in rows(out) if row["episodes"]]
     assert any(length != 4 for length in lengths)
-    comparison = json.loads((out / "comparison.json").read_text())
-    assert {len(episode["ops"]) for episode in comparison["episodes"]} == {4}
+    written = json.loads((out / "comparison.json").read_text())
+    assert {len(episode["ops"]) for episode in written["episodes"]} == {4}
+
+
+@pytest.mark.parametrize("best", [1.0, 0.3, 0.1])
+def test_how_she_decides_is_chosen_on_validation_episodes_and_kept(tmp_path, monkeypatch, capsys, best):
+    """The comparison is played with the best, on other episodes; those are of validation data."""
+    played, really_compare = [], comparison.compare
+
+    def validation_objectives(env, policy, seeds, **_):
+        played.append((policy.bundle.op_share, list(seeds), env.reward_config.waste))
+        return np.full(env.num_envs, 0.5 + (policy.bundle.op_share == best))
+
+    def compare(envs, arms, seeds, on_decision):
+        played.append((arms["Tamiyo"].bundle.op_share, list(seeds), envs[0].reward_config.waste))
+        return really_compare(envs, arms, seeds, on_decision)
+
+    monkeypatch.setattr(train, "validation_objectives", validation_objectives)
+    monkeypatch.setattr(comparison, "compare", compare)
+    assert run("--updates", 1, "--waste", 0.02, "--out", tmp_path / "run") == 0
+    assert [share for share, _, _ in played] == [1.0, 0.3, 0.1, best]
+    assert played[0][1] == played[2][1] == evaluation_seeds(2, seed=0, purpose="validation")
+    assert not set(played[0][1]) & set(played[3][1])
+    assert {waste for _, _, waste in played} == {0.0}
+    assert LSTMPolicyBundle.load(tmp_path / "run" / "policy").op_share == best
+    assert f"from {best:g} of the likeliest" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_validation_episodes_are_those_of_an_evaluation_without_its_test_data(monkeypatch):
+    env = GrowthVectorEnv(3, QuickDigits(), autoreset_mode=AutoresetMode.NEXT_STEP)
+    policy = RandomPolicy()
+    expected = [result.J for result in run_episodes(env, policy, [4, 5, 6], arm="any")]
+    monkeypatch.delattr(GrowthVectorEnv, "test_scores")
+    assert validation_objectives(env, policy, [4, 5, 6]).tolist() == expected
+    assert len(set(expected)) == 3
 
 
 def test_the_same_seed_gives_the_same_metrics_bit_for_bit(tmp_path):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium.vector import AutoresetMode
 from rich.console import Console
 
@@ -20,7 +23,7 @@ from esper.env.reward import RewardConfig
 from esper.evaluation import comparison
 from esper.evaluation.figure import growth_figure
 from esper.evaluation.progress import EpisodeProgress
-from esper.evaluation.protocol import evaluation_seeds
+from esper.evaluation.protocol import OnDecision, evaluation_seeds, validation_objectives
 from esper.evaluation.record import HOST_ALONE, median_growth
 from esper.evaluation.table import Table
 from esper.run_directory import write_json_atomic
@@ -35,6 +38,9 @@ from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, Rand
 from esper.tasks import get_task
 
 TAMIYO = "Tamiyo"
+
+OP_SHARES = (1.0, 0.3, 0.1)
+"""How a trained policy may decide for good, the plainest first; 0.3 is that of Fujimoto et al. (2019)."""
 
 PPO_FOR_GROWTH = PPOConfig(
     learning_rate=1e-3,
@@ -98,6 +104,7 @@ class TrainCommand:
         if not self.resume:
             write_json_atomic(run_dir / "command.json", command.to_json())
         policy = command.train(run_dir, policy, console)
+        policy.op_share = command.choose_op_share(policy, console)
         policy.save(run_dir / "policy")
         table = command.compare(policy, console)
         written = write_comparison(table, run_dir)
@@ -181,6 +188,18 @@ class TrainCommand:
             for env in envs:
                 env.close()
 
+    def choose_op_share(self, policy: LSTMPolicyBundle, console: Console) -> float:
+        """How the policy decides for good: the ``op_share`` of the greatest mean J on validation episodes."""
+        found = {}
+        with self._evaluation("validation", "Choosing how it decides", len(OP_SHARES), console) as (envs, seeds, done):
+            for policy.op_share in OP_SHARES:
+                runs = [validation_objectives(env, LearnedPolicy(policy), seeds, on_decision=done) for env in envs]
+                found[policy.op_share] = float(np.mean(runs))
+        best = max(found, key=lambda share: found[share])
+        told = ", ".join(f"{share:g}: {J:.3f}" for share, J in found.items())
+        console.print(f"Q decides among ops from {best:g} of the likeliest's probability on (J in validation, {told})")
+        return best
+
     def compare(self, policy: LSTMPolicyBundle, console: Console) -> Table:
         """All controllers on episodes of the tasks' length that were not trained on, and on test data."""
         arms: dict[str, Policy] = {
@@ -190,16 +209,24 @@ class TrainCommand:
             "heuristic": HeuristicPolicy(),
             TAMIYO: LearnedPolicy(policy),
         }
-        seeds = evaluation_seeds(self.eval_episodes, seed=self.seed, purpose="test")
+        with self._evaluation("test", "Comparing on unseen episodes", len(arms), console) as (envs, seeds, done):
+            return comparison.compare(envs, arms, seeds, done)
+
+    @contextmanager
+    def _evaluation(
+        self, purpose: str, title: str, arms: int, console: Console
+    ) -> Iterator[tuple[list[GrowthVectorEnv], list[int], OnDecision]]:
+        """Environments for every task, the seeds of their episodes, and whom to tell of a decision."""
         conditions: dict[str, Any] = {
             "reward": RewardConfig(rent=self.rent),
             "variants": dataclasses.replace(self.variants, horizon=None),
             "autoreset_mode": AutoresetMode.NEXT_STEP,
         }
         envs = [self.make_env(name, self.eval_episodes, **conditions) for name in self.task]
+        seeds = evaluation_seeds(self.eval_episodes, seed=self.seed, purpose=purpose)
         try:
-            with EpisodeProgress(len(arms) * len(envs), console=console, quiet=self.quiet) as progress:
-                return comparison.compare(envs, arms, seeds, progress.on_decision)
+            with EpisodeProgress(title, arms * len(envs), console=console, quiet=self.quiet) as progress:
+                yield envs, seeds, progress.on_decision
         finally:
             for env in envs:
                 env.close()

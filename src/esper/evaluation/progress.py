@@ -12,16 +12,17 @@ class EpisodeProgress:
     """A bar over the batches of episodes of an evaluation; silent when ``quiet``.
 
     Args:
+        title: What they are for.
         batches: Batches of episodes (one a task and arm).
         console: Where to draw.
         quiet: Draw nothing.
     """
 
-    def __init__(self, batches: int, *, console: Console, quiet: bool) -> None:
+    def __init__(self, title: str, batches: int, *, console: Console, quiet: bool) -> None:
         self._batches = batches
         self._done = 0
         self._progress = Progress(
-            TextColumn("Comparing on unseen episodes"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -109,6 +109,24 @@ class _Recorder:
         ]
 
 
+def validation_objectives(
+    env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int], *, on_decision: OnDecision | None = None
+) -> np.ndarray:
+    """J of one episode for each of the ``seeds``, one a row of ``env``, ``[K]``; test data stays untouched.
+
+    Raises:
+        ValueError: As in :func:`run_episodes`.
+    """
+    observation = _begin(env, policy, seeds)
+    horizon = env.episodes[0].horizon
+    info: dict[str, Any] = {}
+    for decision in range(horizon):
+        observation, _, _, _, info = env.step(policy.act(observation))
+        if on_decision is not None:
+            on_decision(decision + 1, horizon)
+    return info["episode_metrics"]["J"]
+
+
 def run_episodes(
     env: GrowthVectorEnv,
     policy: Policy,
@@ -125,20 +143,11 @@ def run_episodes(
     Raises:
         ValueError: When ``env`` has another number of rows than there are seeds, or resets itself within a step.
     """
-    if env.autoreset_mode is not AutoresetMode.NEXT_STEP:
-        raise ValueError(
-            "run_episodes needs an environment with autoreset_mode NEXT_STEP, which keeps the final networks"
-        )
-    if len(seeds) != env.num_envs:
-        raise ValueError(f"expected one seed for each of the {env.num_envs} rows, got {len(seeds)}")
-    observation, _ = env.reset(seed=0, options={"episode_seeds": list(seeds)})
-    policy.reset(env.num_envs, seed=int(np.random.SeedSequence(list(seeds)).generate_state(1)[0]))
+    observation = _begin(env, policy, seeds)
     recorder = _Recorder(env)
     for row in range(env.num_envs):
         recorder.record(row)
     horizon = env.episodes[0].horizon
-    if any(episode.horizon != horizon for episode in env.episodes):
-        raise ValueError("run_episodes needs episodes of one length; evaluate variants of the horizon one at a time")
     info: dict[str, Any] = {}
     features: list[list[list[float]]] = [[] for _ in seeds]
     for decision in range(horizon):
@@ -176,6 +185,21 @@ def run_episodes(
         )
         for row in range(env.num_envs)
     ]
+
+
+def _begin(env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int]) -> dict[str, Any]:
+    """The first observations of episodes with these seeds."""
+    if env.autoreset_mode is not AutoresetMode.NEXT_STEP:
+        raise ValueError(
+            "episodes are evaluated in an environment with autoreset_mode NEXT_STEP, which keeps the final networks"
+        )
+    if len(seeds) != env.num_envs:
+        raise ValueError(f"expected one seed for each of the {env.num_envs} rows, got {len(seeds)}")
+    observation, _ = env.reset(seed=0, options={"episode_seeds": list(seeds)})
+    if any(episode.horizon != env.episodes[0].horizon for episode in env.episodes):
+        raise ValueError("episodes are evaluated at one length; evaluate variants of the horizon one at a time")
+    policy.reset(env.num_envs, seed=int(np.random.SeedSequence(list(seeds)).generate_state(1)[0]))
+    return observation
 
 
 def evaluation_seeds(count: int, *, seed: int, purpose: str) -> list[int]:

@@ -260,21 +260,23 @@ def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_p
     with pytest.raises(ValueError, match=r"expected a saved policy at .* found none"):
         LSTMPolicyBundle.load(tmp_path)
     path = bundle.save(tmp_path)
-    tensors, description = load_file(path), {"format": 1, "network": bundle.network.config()}
+    config = bundle.network.config()
+    tensors, description = load_file(path), {"format": 2, "network": config, "op_share": 1.0}
     save_file(tensors, path)
     with pytest.raises(ValueError, match="is not a saved policy"):
         LSTMPolicyBundle.load(tmp_path)
     save_file(tensors, path, metadata={"esper_policy": "{"})
     with pytest.raises(ValueError, match="is not JSON"):
         LSTMPolicyBundle.load(tmp_path)
-    config = bundle.network.config()
     novel, empty = {**config, "novel": 1}, {**config, "heads": []}
     for wrong in (
         {},
         [],
-        description | {"format": 2},
-        {"format": 1},
-        *({"format": 1, "network": n} for n in (novel, empty)),
+        description | {"format": 3},
+        {"format": 2},
+        {"format": 2, "network": config},
+        description | {"op_share": "all"},
+        *(description | {"network": n} for n in (novel, empty)),
     ):
         rewrite(path, tensors, wrong)
         with pytest.raises(ValueError, match="does not describe a policy of this version"):
@@ -282,9 +284,19 @@ def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_p
     rewrite(path, {name: x for name, x in tensors.items() if "critic" not in name}, description)
     with pytest.raises(ValueError, match=r"do not fit its description[\s\S]*critic"):
         LSTMPolicyBundle.load(tmp_path)
-    rewrite(path, tensors, {"format": 1, "network": {**bundle.network.config(), "hidden_dim": 64}})
+    rewrite(path, tensors, description | {"op_share": 0})
+    with pytest.raises(ValueError, match=r"expected op_share in \(0, 1\], got 0"):
+        LSTMPolicyBundle.load(tmp_path)
+    rewrite(path, tensors, description | {"network": {**config, "hidden_dim": 64}})
     with pytest.raises(ValueError, match="do not fit its description"):
         LSTMPolicyBundle.load(tmp_path)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_how_it_decides_is_saved_with_it(bundle: LSTMPolicyBundle, tmp_path: Path, share: float) -> None:
+    bundle.op_share = share
+    bundle.save(tmp_path)
+    assert LSTMPolicyBundle.load(tmp_path).op_share == share
 
 
 def test_an_interrupted_save_leaves_the_old_policy(

@@ -19,7 +19,8 @@ def average(policies: Sequence[LSTMPolicyBundle]) -> LSTMPolicyBundle:
     conditions.
 
     Args:
-        policies: Two or more with networks of the same sizes and heads, without an observation normaliser.
+        policies: Two or more with networks of the same sizes and heads, without an observation normaliser. How the
+            mean decides (``op_share``) is taken from the first.
 
     Raises:
         ValueError: For fewer than two, other sizes, or an observation normaliser.
@@ -35,7 +36,7 @@ def average(policies: Sequence[LSTMPolicyBundle]) -> LSTMPolicyBundle:
             raise ValueError(
                 f"expected policies of the same sizes; the first and number {number} differ in {', '.join(different)}"
             )
-    result = LSTMPolicyBundle(type(policies[0].network).from_config(first))
+    result = LSTMPolicyBundle(type(policies[0].network).from_config(first), op_share=policies[0].op_share)
     states = [policy.network.state_dict() for policy in policies]
     for name, tensor in result.network.state_dict().items():
         parts = [state[name] for state in states]

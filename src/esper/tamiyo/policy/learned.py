@@ -12,20 +12,16 @@ from esper.observation import RUN_SIZE, SLOT_SIZE
 from esper.tamiyo.policy.base import Actions, Observation
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
-OP_SHARE = 0.3
-"""The threshold of Fujimoto et al.: an op 0.3 times as probable as the likeliest is one that the critic knows."""
-
 
 class LearnedPolicy:
     """Steers B runs with a trained bundle and keeps their hidden states.
 
     Args:
         bundle: The trained policy.
-        deterministic: Decide for the best instead of drawing: the op of the greatest Q among the probable ones, and
-            the likeliest choice of every other head.
-        op_share: What counts as a probable op: at least this share of the likeliest's probability, in (0, 1]; 1 takes
-            the likeliest. It is less than 1 because the likeliest op at every decision is not what the policy does:
-            where waiting is only likelier than not each time, it would wait for ever.
+        deterministic: Decide for the best instead of drawing: the op of the greatest Q among the probable ones (which
+            those are says the bundle's ``op_share``), and the likeliest choice of every other head. The likeliest op
+            at every decision is not what the policy does: where waiting is only likelier than not each time, it would
+            wait for ever.
         shuffle_observations: Give every run the features of another run (a permutation drawn at each decision, masks
             kept in place). An ablation: what is left of the policy when what it sees is not its own run.
         foreign_observations: Features of finished runs, each ``[T, 24 + 34·S]``; at each decision every run is shown
@@ -38,13 +34,11 @@ class LearnedPolicy:
         bundle: LSTMPolicyBundle,
         *,
         deterministic: bool = True,
-        op_share: float = OP_SHARE,
         shuffle_observations: bool = False,
         foreign_observations: Sequence[np.ndarray] = (),
     ) -> None:
         self.bundle = bundle
         self.deterministic = deterministic
-        self.op_share = op_share
         self.shuffle_observations = shuffle_observations
         self.foreign_observations = foreign_observations
         self._hidden: Any = None
@@ -68,7 +62,7 @@ class LearnedPolicy:
             torch.as_tensor(np.asarray(observation["blueprints"], dtype=np.int64)),
             {h: torch.as_tensor(np.asarray(m, dtype=bool)) for h, m in observation["action_mask"].items()},
         )
-        out = self.bundle.act(inputs, self._hidden, self.deterministic, self._generator, self.op_share)
+        out = self.bundle.act(inputs, self._hidden, self.deterministic, self._generator)
         self._hidden = out.hidden
         self._decision += 1
         return {name: choice.numpy() for name, choice in out.actions.items()}

@@ -26,7 +26,7 @@ POLICY_FILE = "policy.safetensors"
 """The one file of a saved policy: weights and statistics, with a JSON description in its header."""
 
 _HEADER = "esper_policy"
-_FORMAT = 1
+_FORMAT = 2
 _NETWORK, _NORMALIZER = "network.", "normalizer."
 
 
@@ -71,6 +71,8 @@ class LSTMPolicyBundle:
         observation_normalizer: Normalises features wherever they enter; :class:`RunningMeanStd` or ``None``. Update its
             statistics between rollouts only: what a rollout saw must be what learning sees.
         strict: Raise, instead of warn, when a hidden state made in inference mode reaches :meth:`evaluate_actions`.
+        op_share: How a deterministic decision chooses at the root head: the greatest Q(s, op) among the choices at
+            least this share as probable as the likeliest, in (0, 1]; 1 takes the likeliest. Saved with the policy.
 
     Example:
         The right pattern: start from :meth:`initial_hidden`, let :meth:`act` carry the state through the rollout, store
@@ -93,10 +95,14 @@ class LSTMPolicyBundle:
         *,
         observation_normalizer: ObservationNormalizer | None = None,
         strict: bool = False,
+        op_share: float = 1.0,
     ) -> None:
+        if not 0 < op_share <= 1:
+            raise ValueError(f"expected op_share in (0, 1], got {op_share}")
         self.network = network
         self.observation_normalizer = observation_normalizer
         self.strict = strict
+        self.op_share = op_share
 
     @property
     def heads(self) -> HeadTable:
@@ -110,7 +116,6 @@ class LSTMPolicyBundle:
         hidden: Hidden,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
-        op_share: float = 1.0,
     ) -> ActionOutput:
         """Decide one step of a rollout: ``inputs`` ``[B, ...]``, ``hidden`` a pair ``[num_layers, B, H]``.
 
@@ -118,7 +123,9 @@ class LSTMPolicyBundle:
         :meth:`FactoredRecurrentActorCritic.get_action`.
         """
         state = self._normalized("features", inputs.features)
-        return self.network.get_action(state, inputs.indices, inputs.masks, hidden, deterministic, generator, op_share)
+        return self.network.get_action(
+            state, inputs.indices, inputs.masks, hidden, deterministic, generator, self.op_share
+        )
 
     @torch.inference_mode()
     def get_value(
@@ -212,7 +219,7 @@ class LSTMPolicyBundle:
         if self.observation_normalizer is not None:
             statistics = self.observation_normalizer.state_dict()
             tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
-        description = {"format": _FORMAT, "network": self.network.config()}
+        description = {"format": _FORMAT, "network": self.network.config(), "op_share": self.op_share}
         path = directory / POLICY_FILE
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         try:
@@ -251,6 +258,7 @@ class LSTMPolicyBundle:
         description, tensors = _read(path)
         try:
             network = FactoredRecurrentActorCritic.from_config(description["network"])
+            op_share = float(description["op_share"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' does not describe a policy of this version: {error}") from error
         if heads is not None and network.heads != heads:
@@ -270,7 +278,7 @@ class LSTMPolicyBundle:
             raise ValueError(f"the weights in '{path}' do not fit its description: {error}") from error
         if observation_normalizer is not None:
             _take_over(observation_normalizer, statistics, path)
-        return cls(network, observation_normalizer=observation_normalizer, strict=strict)
+        return cls(network, observation_normalizer=observation_normalizer, strict=strict, op_share=op_share)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -21,7 +21,8 @@ from esper.commands import train
 from esper.env.growth_env import GrowthVectorEnv
 from esper.evaluation import comparison
 from esper.evaluation.protocol import evaluation_seeds, run_episodes, validation_objectives
-from esper.simic import NetworkConfig, PPOConfig, TrainConfig
+from esper.simic import NetworkConfig, PPOConfig, TrainConfig, rollout_buffer
+from esper.simic import advantages as advantages_module
 from esper.simic.training.progress import Progress
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
@@ -70,6 +71,21 @@ def test_a_run_leaves_everything_and_says_where(tmp_path, capsys):
     assert len(written["episodes"]) == 2 * len(arms)
     assert len(rows(tmp_path / "run")) == 2
     assert isinstance(make_policy(tmp_path / "run" / "policy"), LearnedPolicy)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_paired_networks_learn_from_one_another(tmp_path, monkeypatch, paired):
+    seen = []
+
+    def mean_of_others(advantages, valid):
+        seen.append(advantages)
+        return advantages_module.mean_of_others(advantages, valid)
+
+    monkeypatch.setattr(rollout_buffer, "mean_of_others", mean_of_others)
+    options = ["--paired"] if paired else []
+    assert run("--updates", 1, *options, "--variants.rent", 0.01, 0.05, "--out", tmp_path / "run") == 0
+    rollouts = 2  # one fills the statistics, one is learned from
+    assert len(seen) == (2 * rollouts if paired else 0)  # each once more in hindsight
 
 
 def test_runs_of_several_lengths_are_trained_on_and_runs_of_the_tasks_length_compared(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.simic.advantages import compute_advantages
+from esper.simic.advantages import compute_advantages, mean_of_others
 
 
 def reference(rollout: dict[str, torch.Tensor], gamma: float, gae_lambda: float) -> list[list[tuple]]:
@@ -108,3 +109,40 @@ def test_no_chain_crosses_an_end(end: str) -> None:
 
     assert torch.equal(advantages(0.0)[:2], advantages(1e6)[:2])
     assert advantages(0.0)[:2].flatten().tolist() == [1.0, 1.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(rollouts())
+def test_what_paired_environments_have_in_common_is_the_mean_of_the_others(rollout: dict[str, torch.Tensor]) -> None:
+    advantages, valid = torch.where(rollout["valid"], rollout["rewards"], 0.0), rollout["valid"].tolist()
+    steps, envs = advantages.shape
+    found = mean_of_others(advantages, rollout["valid"])
+    for t in range(steps):
+        for k in range(envs):
+            others = [float(advantages[t, j]) for j in range(envs) if j != k and valid[t][j]]
+            assert float(found[t, k]) == pytest.approx(sum(others) / len(others) if others else 0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("envs", [2, 3])
+def test_over_the_mean_of_the_others_the_gradient_is_the_same_and_quieter(envs: int) -> None:
+    """Every joint choice of K environments that share their luck, weighted with its probability."""
+    logits = torch.tensor([0.3, -0.4, 0.1], requires_grad=True)
+    paid, luck = torch.tensor([0.0, 1.0, 2.0]), (-5.0, 5.0)
+    probabilities = logits.softmax(0).detach()
+    scores = [torch.autograd.grad(logits.log_softmax(0)[choice], logits)[0] for choice in range(3)]
+    everything = torch.ones(1, envs, dtype=torch.bool)
+    weights, plain, paired = [], [], []
+    for choices in itertools.product(range(3), repeat=envs):
+        for common in luck:
+            advantages = (paid[list(choices)] + common)[None]
+            weights.append(float(probabilities[list(choices)].prod()) / len(luck))
+            for gradients, used in ((plain, advantages), (paired, advantages - mean_of_others(advantages, everything))):
+                gradients.append(sum(scores[c] * a for c, a in zip(choices, used[0], strict=True)))
+    weight = torch.tensor(weights)[:, None]
+    mean, mean_paired = ((torch.stack(gradients) * weight).sum(0) for gradients in (plain, paired))
+    torch.testing.assert_close(mean_paired, mean, rtol=0, atol=1e-5)
+    assert mean.abs().max() > 0.1
+    noise, noise_paired = (
+        float(((torch.stack(gradients) - mean).square() * weight).sum()) for gradients in (plain, paired)
+    )
+    assert noise_paired < 0.15 * noise

@@ -152,6 +152,24 @@ def test_keeps_copies_and_neither_graphs_nor_inference_tensors() -> None:
     assert not any(x.requires_grad or x.is_inference() for x in [*stored, *buffer.advantages])
 
 
+def test_paired_environments_learn_by_what_the_others_did_worse() -> None:
+    """Both heads' advantages are taken over the others'; what the critic learns stays; a gap stays out of it."""
+    valid = torch.tensor([[True, True, True], [True, False, True]])
+    starts = torch.tensor([[True, True, True], [False, False, False]])
+    alone, together = filled(starts, valid), filled(starts, valid)
+    last = torch.tensor([1.0, 2.0, 4.0])
+    alone.finish(last, 0.9, 0.9)
+    together.finish(last, 0.9, 0.9, paired=True)
+    root = alone.advantages.root
+    assert torch.equal(together.advantages.targets, alone.advantages.targets)
+    others = torch.stack([root[:, [1, 2]].sum(1), root[:, [0, 2]].sum(1), root[:, [0, 1]].sum(1)], dim=1)
+    others /= torch.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 1.0]])
+    torch.testing.assert_close(together.head_advantages(), alone.head_advantages() - others[..., None])
+    assert others.abs().min() > 0
+    together.finish(last, 0.9, 0.9)
+    assert torch.equal(together.head_advantages(), alone.head_advantages())
+
+
 def test_refuses_what_does_not_fit() -> None:
     flags = torch.tensor([False, False])
     buffer = RolloutBuffer(2, 2, HEADS)

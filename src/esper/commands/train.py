@@ -79,7 +79,7 @@ class TrainCommand:
     """Ranges from which each episode draws its conditions, so that the controller generalises; off by default."""
     paired: bool = False
     """All networks of a task play the same episode (conditions, initial weights, order of the data), so that their
-    returns differ by the decisions alone."""
+    returns differ by the decisions alone; each learns by how much it did better than the others."""
     num_workers: int = max(1, min(2, os.cpu_count() or 1))
     """Processes that train the networks; results do not depend on it."""
     eval_episodes: int = 12
@@ -172,6 +172,7 @@ class TrainCommand:
             num_steps=get_task(self.task[0]).horizon,
             ppo=self.ppo,
             network=self.network,
+            paired=self.paired,
             normalize_rewards=False,
             checkpoint_every=1,
         )

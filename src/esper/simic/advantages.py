@@ -90,3 +90,21 @@ def compute_advantages(
         dependent=torch.where(valid, root - (chosen_values - state_values), 0.0),
         targets=torch.where(valid, root + state_values, 0.0),
     )
+
+
+def mean_of_others(advantages: Tensor, valid: Tensor) -> Tensor:
+    """What environments that share their luck have in common: for each the mean of the others at the same step, [T, K].
+
+    Where K environments play the same episode (common random numbers), much of an advantage is due to the episode, not
+    to the action. The mean of the others does not depend on one's own action, so the policy gradient stays unbiased
+    without it (Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!").
+
+    Args:
+        advantages: [T, K], 0 at rows that are not valid.
+        valid: [T, K] bool.
+
+    Returns:
+        [T, K]; 0 where no other environment has a valid row.
+    """
+    others = valid.sum(1, keepdim=True) - valid.to(advantages.dtype)
+    return (advantages.sum(1, keepdim=True) - advantages) / others.clamp(min=1)

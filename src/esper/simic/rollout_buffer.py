@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from esper.heads import HeadTable
-from esper.simic.advantages import Advantages, compute_advantages
+from esper.simic.advantages import Advantages, compute_advantages, mean_of_others
 from esper.tamiyo.networks.checks import Hidden
 from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
@@ -101,6 +101,7 @@ class RolloutBuffer:
         self.num_steps, self.num_envs, self.heads = num_steps, num_envs, heads
         self.position = 0
         self.advantages: Advantages | None = None
+        self._shared: Tensor | None = None
         self._rows: dict[str, Tensor] = {}
         self._masks: dict[str, Tensor] = {}
         self._could_matter: Tensor | None = None
@@ -108,7 +109,7 @@ class RolloutBuffer:
     def clear(self) -> None:
         """Forget the rollout; the storage is used again."""
         self.position = 0
-        self.advantages = self._could_matter = None
+        self.advantages = self._could_matter = self._shared = None
         for mask in self._masks.values():
             mask.fill_(True)
 
@@ -190,7 +191,9 @@ class RolloutBuffer:
 
     # ------------------------------------------------------------------ after the last step
 
-    def finish(self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float = 1.0) -> None:
+    def finish(
+        self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float = 1.0, *, paired: bool = False
+    ) -> None:
         """Compute the advantages of the whole rollout.
 
         Args:
@@ -198,11 +201,13 @@ class RolloutBuffer:
             gamma: Discount a step.
             gae_lambda: λ of GAE.
             reward_scale: What rewards are multiplied with before the critic learns them.
+            paired: The environments share their luck; see :func:`esper.simic.advantages.mean_of_others`.
         """
         if self.position != self.num_steps:
             raise ValueError(f"expected {self.num_steps} steps before finish(), got {self.position}")
         with torch.inference_mode(False), torch.no_grad():
             self.advantages = self._advantages(last_values.clone(), gamma, gae_lambda, reward_scale)
+            self._shared = mean_of_others(self.advantages.root, self["valid"]) if paired else None
 
     def _advantages(self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float) -> Advantages:
         next_values = torch.cat([self["state_values"][1:], last_values[None]])
@@ -249,12 +254,14 @@ class RolloutBuffer:
     def head_advantages(self) -> Tensor:
         """[T, K, H]: of the root for the first head, of the heads after it for the others.
 
-        Where another policy drew the actions they carry the weight min(1, π/μ) (Espeholt et al. 2018,
-        https://arxiv.org/abs/1802.01561).
+        Those of paired environments are taken over what the others have at the same step. Where another policy drew the
+        actions they carry the weight min(1, π/μ) (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561).
         """
         assert self.advantages is not None, "finish() computes the advantages"
         dependent = [self.advantages.dependent] * (len(self.heads) - 1)
         advantages = torch.stack([self.advantages.root, *dependent], dim=-1)
+        if self._shared is not None:
+            advantages -= self._shared[..., None]
         if "likelihood_ratios" in self._rows:
             advantages *= self["likelihood_ratios"].clamp(max=1)[..., None]
         return advantages

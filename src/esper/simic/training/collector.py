@@ -103,6 +103,7 @@ class Collector:
         gamma: float,
         gae_lambda: float,
         reward_scale: float = 1.0,
+        paired: bool = False,
         deterministic: bool = False,
         on_step: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -123,9 +124,9 @@ class Collector:
                 raise Interrupted
             self._step(policy, generator, deterministic)
             on_step()
-        self.buffer.finish(value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale)
+        self.buffer.finish(value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale, paired=paired)
         if self.hindsight is not None:
-            self.hindsight.finish(policy, self._inputs, gamma, gae_lambda, reward_scale)
+            self.hindsight.finish(policy, self._inputs, gamma, gae_lambda, reward_scale, paired=paired)
         return self.buffer
 
     def _step(self, policy: LSTMPolicyBundle, generator: torch.Generator, deterministic: bool) -> None:

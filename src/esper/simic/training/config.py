@@ -47,6 +47,9 @@ class TrainConfig:
     """Shift and scale features by their running mean and deviation, when no policy is given."""
     normalize_rewards: bool = True
     """Divide rewards by the running deviation of the discounted return, so that returns stay within about ±10."""
+    paired: bool = False
+    """The rows of a vector environment share their luck (the same episode in each): an advantage is taken over the mean
+    of the other rows' at the same step, :func:`esper.simic.advantages.mean_of_others`."""
     checkpoint_every: int = 10
     """Updates between two checkpoints; there is always one of the last update."""
     device: str = "cpu"

@@ -98,11 +98,18 @@ class Hindsight:
         self.hidden = emptied(output.hidden, begins)
 
     def finish(
-        self, policy: LSTMPolicyBundle, following: PolicyInput, gamma: float, gae_lambda: float, reward_scale: float
+        self,
+        policy: LSTMPolicyBundle,
+        following: PolicyInput,
+        gamma: float,
+        gae_lambda: float,
+        reward_scale: float,
+        *,
+        paired: bool,
     ) -> None:
         """Compute the advantages as :meth:`RolloutBuffer.finish`; ``following`` is what the last step led to."""
         last_values = value(policy, following._replace(features=self.features), self.hidden)
-        self.buffer.finish(last_values, gamma, gae_lambda, reward_scale)
+        self.buffer.finish(last_values, gamma, gae_lambda, reward_scale, paired=paired)
 
     @torch.no_grad()
     def _judged(self, policy: LSTMPolicyBundle, seen: Transition) -> ActionOutput:

@@ -236,6 +236,7 @@ class Trainer:
                 gamma=self.config.ppo.gamma,
                 gae_lambda=self.config.ppo.gae_lambda,
                 reward_scale=1.0 if self.reward_scaler is None else self.reward_scaler.scale,
+                paired=self.config.paired,
                 on_step=self.callback.on_step,
                 should_stop=should_stop,
             )

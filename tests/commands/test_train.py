@@ -114,7 +114,7 @@ def test_how_she_decides_is_chosen_on_validation_episodes_and_kept(tmp_path, mon
     monkeypatch.setattr(comparison, "compare", compare)
     assert run("--updates", 1, "--waste", 0.02, "--out", tmp_path / "run") == 0
     assert [share for share, _, _ in played] == [1.0, 0.3, 0.1, best]
-    assert played[0][1] == played[2][1] == evaluation_seeds(2, seed=0, purpose="validation")
+    assert played[0][1] == played[2][1] == evaluation_seeds(1, seed=0, purpose="validation")
     assert not set(played[0][1]) & set(played[3][1])
     assert {waste for _, _, waste in played} == {0.0}
     assert LSTMPolicyBundle.load(tmp_path / "run" / "policy").op_share == best

@@ -21,10 +21,13 @@ class AverageCommand:
     """Directories of the policies, two or more."""
     out: Path
     """Directory to write the new policy to."""
+    op_share: float | None = None
+    """Decide for good among the ops at least this share as probable as the likeliest; by default as the first."""
 
     def run(self, console: Console) -> None:
         """Average, write and say where."""
         if (self.out / POLICY_FILE).exists():
             raise FileExistsError(f"{self.out} holds a policy already; choose another --out")
-        average([LSTMPolicyBundle.load(directory) for directory in self.policy]).save(self.out)
+        policies = [LSTMPolicyBundle.load(directory) for directory in self.policy]
+        average(policies, op_share=self.op_share).save(self.out)
         console.print(f"Written: {self.out / POLICY_FILE}", soft_wrap=True)

@@ -83,7 +83,8 @@ class TrainCommand:
     num_workers: int = max(1, min(2, os.cpu_count() or 1))
     """Processes that train the networks; results do not depend on it."""
     eval_episodes: int = 12
-    """Unseen episodes of each controller on each task in the comparison at the end."""
+    """Unseen episodes of each controller on each task in the comparison at the end; half as many validation episodes
+    before it decide how the policy decides for good."""
     out: Path | None = None
     """Directory of the run [default: runs/train-DATE-TIME]."""
     resume: Path | None = None
@@ -192,7 +193,9 @@ class TrainCommand:
     def choose_op_share(self, policy: LSTMPolicyBundle, console: Console) -> float:
         """How the policy decides for good: the ``op_share`` of the greatest mean J on validation episodes."""
         found = {}
-        with self._evaluation("validation", "Choosing how it decides", len(OP_SHARES), console) as (envs, seeds, done):
+        episodes = (self.eval_episodes + 1) // 2
+        arms = len(OP_SHARES)
+        with self._evaluation("validation", "Choosing how it decides", episodes, arms, console) as (envs, seeds, done):
             for policy.op_share in OP_SHARES:
                 runs = [validation_objectives(env, LearnedPolicy(policy), seeds, on_decision=done) for env in envs]
                 found[policy.op_share] = float(np.mean(runs))
@@ -210,12 +213,13 @@ class TrainCommand:
             "heuristic": HeuristicPolicy(),
             TAMIYO: LearnedPolicy(policy),
         }
-        with self._evaluation("test", "Comparing on unseen episodes", len(arms), console) as (envs, seeds, done):
+        episodes, title = self.eval_episodes, "Comparing on unseen episodes"
+        with self._evaluation("test", title, episodes, len(arms), console) as (envs, seeds, done):
             return comparison.compare(envs, arms, seeds, done)
 
     @contextmanager
     def _evaluation(
-        self, purpose: str, title: str, arms: int, console: Console
+        self, purpose: str, title: str, episodes: int, arms: int, console: Console
     ) -> Iterator[tuple[list[GrowthVectorEnv], list[int], OnDecision]]:
         """Environments for every task, the seeds of their episodes, and whom to tell of a decision."""
         conditions: dict[str, Any] = {
@@ -223,8 +227,8 @@ class TrainCommand:
             "variants": dataclasses.replace(self.variants, horizon=None),
             "autoreset_mode": AutoresetMode.NEXT_STEP,
         }
-        envs = [self.make_env(name, self.eval_episodes, **conditions) for name in self.task]
-        seeds = evaluation_seeds(self.eval_episodes, seed=self.seed, purpose=purpose)
+        envs = [self.make_env(name, episodes, **conditions) for name in self.task]
+        seeds = evaluation_seeds(episodes, seed=self.seed, purpose=purpose)
         try:
             with EpisodeProgress(title, arms * len(envs), console=console, quiet=self.quiet) as progress:
                 yield envs, seeds, progress.on_decision

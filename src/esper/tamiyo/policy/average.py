@@ -10,7 +10,7 @@ from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 
 @torch.no_grad()
-def average(policies: Sequence[LSTMPolicyBundle]) -> LSTMPolicyBundle:
+def average(policies: Sequence[LSTMPolicyBundle], *, op_share: float | None = None) -> LSTMPolicyBundle:
     """A policy whose weights and statistics are the means of those given, taken in float64.
 
     A policy that went on learning under other conditions does well there and has lost some of what it could before;
@@ -19,8 +19,8 @@ def average(policies: Sequence[LSTMPolicyBundle]) -> LSTMPolicyBundle:
     conditions.
 
     Args:
-        policies: Two or more with networks of the same sizes and heads, without an observation normaliser. How the
-            mean decides (``op_share``) is taken from the first.
+        policies: Two or more with networks of the same sizes and heads, without an observation normaliser.
+        op_share: How the mean decides; ``None``: as the first.
 
     Raises:
         ValueError: For fewer than two, other sizes, or an observation normaliser.
@@ -36,7 +36,9 @@ def average(policies: Sequence[LSTMPolicyBundle]) -> LSTMPolicyBundle:
             raise ValueError(
                 f"expected policies of the same sizes; the first and number {number} differ in {', '.join(different)}"
             )
-    result = LSTMPolicyBundle(type(policies[0].network).from_config(first), op_share=policies[0].op_share)
+    result = LSTMPolicyBundle(
+        type(policies[0].network).from_config(first), op_share=policies[0].op_share if op_share is None else op_share
+    )
     states = [policy.network.state_dict() for policy in policies]
     for name, tensor in result.network.state_dict().items():
         parts = [state[name] for state in states]

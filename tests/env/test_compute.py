@@ -71,6 +71,8 @@ def test_a_seed_is_wasted_once_it_is_gone_and_its_measuring_in_any_case(task, ep
     meter.record({**others, slot: (end, kept)})
     training = 3 * 3 * task.steps_per_decision * task.batch_size * seed
     assert meter.wasted == measuring + (0 if kept else training)
+    meter.record({**others, slot: (end, kept)})
+    assert meter.wasted == measuring + (0 if kept else training)
 
 
 @pytest.mark.parametrize("policy", [WaitPolicy, FixedSchedulePolicy, HeuristicPolicy, RandomPolicy])

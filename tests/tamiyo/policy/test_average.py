@@ -58,5 +58,8 @@ def test_the_command_writes_the_mean_and_overwrites_nothing(tmp_path, capsys):
     assert main(arguments) == 0
     expected, written = weights(average([a_policy(0), a_policy(1)])), weights(LSTMPolicyBundle.load(tmp_path / "mean"))
     assert all(torch.equal(tensor, written[name]) for name, tensor in expected.items())
+    assert LSTMPolicyBundle.load(tmp_path / "mean").op_share == 1
+    assert main([*arguments[:-1], str(tmp_path / "other"), "--op-share", "0.1"]) == 0
+    assert LSTMPolicyBundle.load(tmp_path / "other").op_share == 0.1
     assert main(arguments) == 2
     assert "holds a policy already" in capsys.readouterr().err

@@ -196,9 +196,10 @@ class TrainCommand:
         episodes = (self.eval_episodes + 1) // 2
         arms = len(OP_SHARES)
         with self._evaluation("validation", "Choosing how it decides", episodes, arms, console) as (envs, seeds, done):
-            for policy.op_share in OP_SHARES:
+            for share in OP_SHARES:
+                policy.op_share = share
                 runs = [validation_objectives(env, LearnedPolicy(policy), seeds, on_decision=done) for env in envs]
-                found[policy.op_share] = float(np.mean(runs))
+                found[share] = float(np.mean(runs))
         best = max(found, key=lambda share: found[share])
         told = ", ".join(f"{share:g}: {J:.3f}" for share, J in found.items())
         console.print(f"Q decides among ops from {best:g} of the likeliest's probability on (J in validation, {told})")

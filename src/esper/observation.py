@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from esper.actions import BLUEPRINT_NAMES
 from esper.lifecycle import ACTIVE_STAGES, EMBARGO_DECISIONS, Stage
 
 UNKNOWN = -2.0
@@ -66,6 +67,11 @@ class SlotReading:
     """Share of the blueprints that fit the slot and the budget that is left."""
     germinations: int = 0
     prunes: int = 0
+
+    @property
+    def blueprint_name(self) -> str | None:
+        """Name of the seed's blueprint; ``None`` in an empty slot."""
+        return BLUEPRINT_NAMES[self.blueprint] if self.blueprint >= 0 else None
 
 
 @dataclass

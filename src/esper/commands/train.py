@@ -105,7 +105,7 @@ class TrainCommand:
         if not self.resume:
             write_json_atomic(run_dir / "command.json", command.to_json())
         policy = command.train(run_dir, policy, console)
-        policy.op_share = command.choose_op_share(policy, console)
+        command.choose_op_share(policy, console)
         policy.save(run_dir / "policy")
         table = command.compare(policy, console)
         written = write_comparison(table, run_dir)
@@ -190,8 +190,8 @@ class TrainCommand:
             for env in envs:
                 env.close()
 
-    def choose_op_share(self, policy: LSTMPolicyBundle, console: Console) -> float:
-        """How the policy decides for good: the ``op_share`` of the greatest mean J on validation episodes."""
+    def choose_op_share(self, policy: LSTMPolicyBundle, console: Console) -> None:
+        """Let the policy decide for good with the ``op_share`` of the greatest mean J on validation episodes."""
         found = {}
         episodes = (self.eval_episodes + 1) // 2
         arms = len(OP_SHARES)
@@ -200,10 +200,9 @@ class TrainCommand:
                 policy.op_share = share
                 runs = [validation_objectives(env, LearnedPolicy(policy), seeds, on_decision=done) for env in envs]
                 found[share] = float(np.mean(runs))
-        best = max(found, key=lambda share: found[share])
+        policy.op_share = best = max(found, key=lambda share: found[share])
         told = ", ".join(f"{share:g}: {J:.3f}" for share, J in found.items())
         console.print(f"Q decides among ops from {best:g} of the likeliest's probability on (J in validation, {told})")
-        return best
 
     def compare(self, policy: LSTMPolicyBundle, console: Console) -> Table:
         """All controllers on episodes of the tasks' length that were not trained on, and on test data."""

@@ -338,10 +338,8 @@ class GrowthVectorEnv(VectorEnv):
         """Count the latest decision's compute: what nothing is left of, in training runs of the host alone."""
         if row not in self._meters:
             return 0.0
-        meter = self._meters[row]
-        kinds = [None if s.blueprint < 0 else BLUEPRINT_NAMES[s.blueprint] for s in self._reports[row].reading.slots]
-        stages = [s.stage.name for s in self._reports[row].reading.slots]
-        meter.record(dict(zip(self.task.slots, zip(stages, kinds, strict=True), strict=True)))
+        meter, slots = self._meters[row], self._reports[row].reading.slots
+        meter.record({n: (s.stage.name, s.blueprint_name) for n, s in zip(self.task.slots, slots, strict=True)})
         return meter.wasted / meter.host_alone
 
     def _observe(self) -> dict[str, Any]:

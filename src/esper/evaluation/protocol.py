@@ -97,8 +97,7 @@ class _Recorder:
         self.scores[row].append(reading.scores[-1])
         self.sizes[row].append(reading.added_params)
         for name, slot in zip(self.env.task.slots, reading.slots, strict=True):
-            blueprint = BLUEPRINT_NAMES[slot.blueprint] if slot.blueprint >= 0 else None
-            self.slots[row][name].append((slot.stage.name, blueprint, slot.alpha))
+            self.slots[row][name].append((slot.stage.name, slot.blueprint_name, slot.alpha))
 
     def architecture(self, row: int) -> list[Block]:
         slots = zip(self.env.task.slots, self.env.reports[row].reading.slots, strict=True)

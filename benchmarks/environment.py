@@ -37,8 +37,8 @@ from esper.env.engine.loop import HostRun, LoopEngine
 from esper.env.engine.stacked import StackedEngine
 from esper.env.engine.stacking.stack import HostStack
 from esper.env.growth_env import GrowthVectorEnv
+from esper.files import write_json_atomic
 from esper.observation import features_size
-from esper.run_directory import write_json_atomic
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle

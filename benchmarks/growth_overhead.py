@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import esper
 from esper.actions import BLUEPRINT_NAMES, Decision
-from esper.growth.blueprints import build_blueprint
 from esper.lifecycle import Op, Stage
+from esper.network.blueprints import build_blueprint
 
 WARM_UP = 5
 """Steps that are not timed."""

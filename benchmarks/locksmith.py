@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from esper.simic import NetworkConfig, PPOConfig, TrainConfig, evaluate, train
-from esper.simic.environments import CEILINGS, Locksmith
+from esper.simic.locksmith import CEILINGS, Locksmith
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.vectorized import make_policy
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from esper.commands.grow import train_one_epoch
-from esper.grower import Growth
+from esper.growth import Growth
 from esper.tasks import Task, get_task
 
 EPOCHS = 16

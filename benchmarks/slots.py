@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.protocol import evaluation_seeds, run_episodes
+from esper.evaluation.episodes import evaluation_seeds, run_episodes
 from esper.evaluation.statistics import Interval, bootstrap, paired_difference
-from esper.run_directory import write_json_atomic
+from esper.files import write_json_atomic
 from esper.tamiyo.policy.registry import POLICIES
 from esper.tasks.hosts import block_names, scaled, sequence_host
 from esper.tasks.signals import MNIST1D

@@ -28,21 +28,23 @@ RANKS = {
     "lifecycle": 0,
     "actions": 0,
     "observation": 0,
-    "run_directory": 0,
+    "files": 0,
     "tasks": 1,
-    "growth": 1,
+    "network": 1,
     "tamiyo": 1,
+    "figure": 1,
     "simic": 2,
     "env": 2,
-    "grower": 2,
+    "growth": 2,
     "evaluation": 3,
     "integrations": 3,
-    "commands": 4,
-    "cli": 5,
-    "__main__": 6,
+    "training": 4,
+    "commands": 5,
+    "cli": 6,
+    "__main__": 7,
 }
 TABLES = {"heads", "lifecycle", "actions", "observation"}
-NEVER = {("simic", "growth"), ("simic", "env"), ("growth", "tamiyo"), ("growth", "simic"), ("env", "simic")}
+NEVER = {("simic", "network"), ("simic", "env"), ("network", "tamiyo"), ("network", "simic"), ("env", "simic")}
 
 
 def room_of(path):

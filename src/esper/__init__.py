@@ -2,7 +2,7 @@
 
 import gymnasium
 
-from esper.grower import Growth
+from esper.growth import Growth
 from esper.tamiyo.policy.registry import load_policy, make_policy
 
 __version__ = "0.1.0"
@@ -13,4 +13,4 @@ gymnasium.register(
     entry_point="esper.env.growth_env:GrowthEnv",
     vector_entry_point="esper.env.growth_env:GrowthVectorEnv",
 )
-gymnasium.register("esper/Locksmith-v0", entry_point="esper.simic.environments:Locksmith")
+gymnasium.register("esper/Locksmith-v0", entry_point="esper.simic.locksmith:Locksmith")

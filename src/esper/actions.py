@@ -29,7 +29,7 @@ BLUEPRINT_NAMES: tuple[str, ...] = (
 """The kinds of module that can be germinated; the order is the action space and never changes."""
 
 STYLES: tuple[str, ...] = ("add", "multiply", "gate")
-"""How a seed's output joins the host's (see :mod:`esper.growth.slot`)."""
+"""How a seed's output joins the host's (see :mod:`esper.network.slot`)."""
 
 TEMPOS: dict[str, int] = {"instant": 1, "fast": 2, "standard": 4, "slow": 8}
 """Length of an alpha ramp, in decisions."""

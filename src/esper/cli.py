@@ -18,9 +18,9 @@ from esper.commands.average import AverageCommand
 from esper.commands.compare import CompareCommand
 from esper.commands.grow import GrowCommand
 from esper.commands.listings import BlueprintsCommand, TasksCommand
+from esper.commands.ppo import PPOCommand
 from esper.commands.train import TrainCommand
 from esper.env.engine.allocator import keep_freed_memory
-from esper.simic.command import PPOCommand
 
 Command = (
     Annotated[TrainCommand, tyro.conf.subcommand("train")]

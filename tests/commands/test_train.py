@@ -20,7 +20,7 @@ from esper.cli import main
 from esper.commands import train
 from esper.env.growth_env import GrowthVectorEnv
 from esper.evaluation import comparison
-from esper.evaluation.protocol import evaluation_seeds, run_episodes, validation_objectives
+from esper.evaluation.episodes import evaluation_seeds, run_episodes, validation_objectives
 from esper.simic import NetworkConfig, PPOConfig, TrainConfig, rollout_buffer
 from esper.simic import advantages as advantages_module
 from esper.simic.training.progress import Progress

@@ -12,7 +12,7 @@ from torch import nn
 
 from episodes import play, quick_task
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
-from esper.env.engine.choose import make_engine
+from esper.env.engine.factory import make_engine
 from esper.env.engine.loop import LoopEngine
 from esper.env.engine.stacked import StackedEngine
 from esper.env.episode import Episode

@@ -18,7 +18,7 @@ from gymnasium.wrappers.vector import TransformObservation
 
 from esper.heads import Head, HeadTable
 from esper.simic import NetworkConfig, PPOConfig, TrainConfig, evaluate, train
-from esper.simic.environments import CEILINGS, Locksmith
+from esper.simic.locksmith import CEILINGS, Locksmith
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.collector import Collector
 from esper.simic.training.vectorized import make_policy

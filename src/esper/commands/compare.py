@@ -13,15 +13,15 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from esper.evaluation import arms
-from esper.evaluation.figure import growth_figure
 from esper.evaluation.record import median_growth
-from esper.evaluation.report import html_report
-from esper.evaluation.study import Study, StudyConfig, Unit
-from esper.evaluation.study_figures import rent_front, score_against_flops, score_against_parameters
+from esper.evaluation.study import arms
+from esper.evaluation.study.figures import rent_front, score_against_flops, score_against_parameters
+from esper.evaluation.study.report import html_report
+from esper.evaluation.study.study import Study, StudyConfig, Unit
+from esper.evaluation.study.verdicts import COLUMNS, Claim, claims
 from esper.evaluation.table import Table
-from esper.evaluation.verdicts import COLUMNS, Claim, claims
-from esper.run_directory import write_json_atomic
+from esper.figure import growth_figure
+from esper.files import write_json_atomic
 from esper.tamiyo.policy.registry import trained_on
 
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from esper.evaluation.figure import GrowthRecord, growth_figure
-from esper.grower import Growth
-from esper.run_directory import write_json_atomic
+from esper.figure import GrowthRecord, growth_figure
+from esper.files import write_json_atomic
+from esper.growth import Growth
 from esper.tasks import Task, auto_host, get_task, load_data
 
 CONTRIBUTION_SAMPLES = 512

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from esper.growth.blueprints import BLUEPRINTS, SlotSpec, count_parameters
+from esper.network.blueprints import BLUEPRINTS, SlotSpec, count_parameters
 from esper.tasks import TASKS, Task
 
 

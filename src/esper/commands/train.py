@@ -21,19 +21,19 @@ from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation import comparison
-from esper.evaluation.figure import growth_figure
-from esper.evaluation.progress import EpisodeProgress
-from esper.evaluation.protocol import OnDecision, evaluation_seeds, validation_objectives
+from esper.evaluation.episode_progress import EpisodeProgress
+from esper.evaluation.episodes import OnDecision, evaluation_seeds, validation_objectives
 from esper.evaluation.record import HOST_ALONE, median_growth
 from esper.evaluation.table import Table
-from esper.run_directory import write_json_atomic
+from esper.figure import growth_figure
+from esper.files import write_json_atomic
 from esper.simic.ppo import PPOConfig
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.simic.training.config import NetworkConfig, TrainConfig
 from esper.simic.training.progress import Progress
-from esper.tamiyo.policy.base import Policy
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.protocol import Policy
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 from esper.tasks import get_task
 

@@ -20,12 +20,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
-from esper.env.compute import ComputeMeter
-from esper.env.engine.base import Engine, RowReport
-from esper.env.engine.choose import EngineKind, make_engine
+from esper.env.engine.engine import Engine, RowReport
+from esper.env.engine.factory import EngineKind, make_engine
 from esper.env.engine.parallel import ParallelEngine
 from esper.env.engine.run import build_episode_host
 from esper.env.episode import NO_VARIANTS, Episode, Variants
+from esper.env.flops import ComputeMeter
 from esper.env.reward import Objective, RewardConfig
 from esper.lifecycle import IllegalMoveError
 from esper.observation import encode, feature_bounds, size_ratio

@@ -9,9 +9,9 @@ from typing import Any
 from rich import table as rich_table
 
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.protocol import EpisodeResult, OnDecision, run_episodes
+from esper.evaluation.episodes import EpisodeResult, OnDecision, run_episodes
 from esper.evaluation.table import Column, Table, summary
-from esper.tamiyo.policy.base import Policy
+from esper.tamiyo.policy.protocol import Policy
 
 
 def objective(result: EpisodeResult) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from esper.evaluation.figure import GrowthRecord, SlotState
-from esper.evaluation.protocol import EpisodeResult
+from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.table import Table
+from esper.figure import GrowthRecord, SlotState
 
 HOST_ALONE = "host alone"
 """Name of the arm that never grows; its curve is the second line of a growth figure."""

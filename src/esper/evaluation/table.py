@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from esper.evaluation.protocol import EpisodeResult
+from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.statistics import Interval, Scores, bootstrap, mean, paired_difference
 
 Read = Callable[[EpisodeResult], float]

@@ -1,19 +1,6 @@
-"""What happens inside one growing network: slots, seeds, blueprints, attribution and the governor.
+"""Growth for anyone's model: one object in a training loop."""
 
-This package knows nothing of reinforcement learning and of no training loop.
-"""
+from esper.growth.growth import Growth
+from esper.growth.step import SeedLife, Step
 
-from esper.growth.blueprints import BLUEPRINTS, SlotSpec, count_flops, count_parameters
-from esper.growth.network import BudgetError, Event, GrowingNetwork
-from esper.growth.slot import Slot
-
-__all__ = [
-    "BLUEPRINTS",
-    "BudgetError",
-    "Event",
-    "GrowingNetwork",
-    "Slot",
-    "SlotSpec",
-    "count_flops",
-    "count_parameters",
-]
+__all__ = ["Growth", "SeedLife", "Step"]

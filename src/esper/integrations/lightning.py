@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning
 
-from esper.grower import Growth
+from esper.growth import Growth
 
 
 class GrowthCallback(lightning.Callback):
@@ -18,10 +18,10 @@ class GrowthCallback(lightning.Callback):
     Args:
         evaluate: Called with the ``LightningModule``; returns (loss, score) on validation data, the score in [0, 1].
         host: Name of the attribute of the ``LightningModule`` that holds the network to grow.
-        options: Passed on to :class:`~esper.grower.Growth`; ``horizon`` is the trainer's number of epochs by default.
+        options: Passed on to :class:`~esper.growth.Growth`; ``horizon`` is the trainer's number of epochs by default.
 
     Attributes:
-        growth: The :class:`~esper.grower.Growth`, from the start of ``fit`` on.
+        growth: The :class:`~esper.growth.Growth`, from the start of ``fit`` on.
     """
 
     growth: Growth

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from esper.grower import Growth
+from esper.growth import Growth
 
 
 class GrowthCallback(TrainerCallback):
@@ -16,12 +16,12 @@ class GrowthCallback(TrainerCallback):
 
     Args:
         evaluate: Called with the model; returns (loss, score) on validation data, the score in [0, 1].
-        options: Passed on to :class:`~esper.grower.Growth`; ``horizon`` is the number of epochs by default.
+        options: Passed on to :class:`~esper.growth.Growth`; ``horizon`` is the number of epochs by default.
 
     The Trainer's own checkpoints hold the host only: save ``growth.state_dict()`` beside them.
 
     Attributes:
-        growth: The :class:`~esper.grower.Growth`, from the start of training on.
+        growth: The :class:`~esper.growth.Growth`, from the start of training on.
     """
 
     growth: Growth

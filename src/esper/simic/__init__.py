@@ -7,8 +7,8 @@ Example:
     (2,)
 """
 
-from esper.simic.environments import register_environments
 from esper.simic.evaluation import EvaluationResult, evaluate, load_policy
+from esper.simic.locksmith import register_environments
 from esper.simic.ppo import PPOConfig
 from esper.simic.training.callbacks import Callback, Plan
 from esper.simic.training.config import NetworkConfig, TrainConfig

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from esper.tasks.automatic import auto_host
-from esper.tasks.base import TASKS, Splits, Task, register_task, unknown_task
 from esper.tasks.images import Digits, DigitsRows, ShuffledDigits
 from esper.tasks.loading import load_data
 from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
 from esper.tasks.synthetic import Spirals
 from esper.tasks.tabular import BreastCancer, Wine
+from esper.tasks.task import TASKS, Splits, Task, register_task, unknown_task
 from esper.tasks.text import CharLM, CodeLM
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from esper.tasks.base import Splits, Task
 from esper.tasks.hosts import BLOCKS, image_host, scaled, sequence_host, vector_host
+from esper.tasks.task import Splits, Task
 
 _CHANNELS = 16
 _MOST_SEGMENTS = 8

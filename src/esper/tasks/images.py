@@ -6,9 +6,9 @@ import numpy as np
 from sklearn.datasets import load_digits
 from torch import nn
 
-from esper.tasks.base import Splits, Task, register_task
 from esper.tasks.hosts import BLOCKS, block_names, image_host, scaled, sequence_host
 from esper.tasks.prepare import split_in_three
+from esper.tasks.task import Splits, Task, register_task
 
 _SIDE = 8
 _SHUFFLE_SEED = 42

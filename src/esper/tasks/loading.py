@@ -25,8 +25,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from esper.tasks.base import Splits, check_finite
 from esper.tasks.prepare import draw_split, make_splits, split_in_three
+from esper.tasks.task import Splits, check_finite
 
 HELD_OUT = 0.2
 """Share of the samples that becomes validation data, and test data, where the source does not say."""

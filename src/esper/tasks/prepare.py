@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from esper.tasks.base import Splits
+from esper.tasks.task import Splits
 
 SPLIT_SEED = 0
 """Fixes which samples go into which split."""

@@ -12,9 +12,9 @@ import numpy as np
 from mnist1d.data import make_dataset
 from torch import nn
 
-from esper.tasks.base import Splits, Task, register_task
 from esper.tasks.hosts import BLOCKS, scaled, sequence_host
 from esper.tasks.prepare import draw_split, make_splits
+from esper.tasks.task import Splits, Task, register_task
 
 LENGTH = 40
 """Positions in a signal."""

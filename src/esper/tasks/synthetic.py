@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from esper.tasks.base import Splits, Task, register_task
 from esper.tasks.hosts import BLOCKS, scaled, vector_host
 from esper.tasks.prepare import split_in_three
+from esper.tasks.task import Splits, Task, register_task
 
 ARMS = 4
 """Spirals, one for each class."""

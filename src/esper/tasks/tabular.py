@@ -5,9 +5,9 @@ from __future__ import annotations
 from sklearn.datasets import load_breast_cancer, load_wine
 from torch import nn
 
-from esper.tasks.base import Splits, Task, register_task
 from esper.tasks.hosts import BLOCKS, scaled, vector_host
 from esper.tasks.prepare import split_in_three
+from esper.tasks.task import Splits, Task, register_task
 
 
 @register_task

@@ -10,8 +10,8 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor, nn
 
-from esper.tasks.base import Splits, Task, register_task
 from esper.tasks.hosts import BLOCKS, scaled, token_host
+from esper.tasks.task import Splits, Task, register_task
 
 _RARE = "\N{REPLACEMENT CHARACTER}"
 _RARE_BELOW = 20

@@ -11,7 +11,7 @@ from torch import nn
 import esper
 from esper.actions import HEAD_NAMES
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.protocol import run_episodes
+from esper.evaluation.episodes import run_episodes
 from esper.tamiyo.policy.registry import SHIPPED, make_policy, trained_on
 from esper.tasks import TASKS
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from esper.actions import BLUEPRINT_NAMES, Decision
-from esper.env.engine.base import Engine, RowReport
+from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.run import ATTRIBUTION_SAMPLES, Run, build_episode_host
 from esper.env.episode import Episode
-from esper.growth.attribution import contributions
-from esper.growth.governor import Governor
+from esper.network.attribution import contributions
+from esper.network.governor import Governor
 from esper.tasks import Task
 
 

@@ -11,7 +11,7 @@ import torch
 
 from esper.actions import Decision
 from esper.env.engine.allocator import keep_freed_memory
-from esper.env.engine.base import Engine, RowReport
+from esper.env.engine.engine import Engine, RowReport
 from esper.env.episode import Episode
 
 MakeEngine = Callable[[int], Engine]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from esper.env.engine.base import RowReport
+from esper.env.engine.engine import RowReport
 from esper.env.episode import Episode
-from esper.growth.history import History
-from esper.growth.network import GrowingNetwork
+from esper.network.growing_network import GrowingNetwork
+from esper.network.history import History
 from esper.tasks import Task
 
 ATTRIBUTION_SAMPLES = 256

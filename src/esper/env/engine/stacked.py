@@ -2,7 +2,7 @@
 
 It means what :class:`~esper.env.engine.loop.LoopEngine` means, up to the rounding of floating-point sums: the same data
 order, initial weights, optimiser, stages, readings, attribution and governor. The networks are real
-:class:`~esper.growth.network.GrowingNetwork` objects and keep their own books; only the arithmetic is shared.
+:class:`~esper.network.growing_network.GrowingNetwork` objects and keep their own books; only the arithmetic is shared.
 
 What happens in one host changes no bit of another, with one exception: a convolution in an image slot may round
 otherwise while no other host holds its like.
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from esper.actions import BLUEPRINT_NAMES, Decision
-from esper.env.engine.base import Engine, RowReport
+from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.run import ATTRIBUTION_SAMPLES, build_episode_host
-from esper.env.engine.stacking import convolution, layers, rules  # noqa: F401 - importing them registers them
-from esper.env.engine.stacking.check import check_stackable, structure
-from esper.env.engine.stacking.rescue import StackedGovernor
+from esper.env.engine.stacking.compatibility import check_stackable, structure
+from esper.env.engine.stacking.ops import convolution, elementwise, layers  # noqa: F401 - importing them registers them
+from esper.env.engine.stacking.rollback import StackedGovernor
 from esper.env.engine.stacking.stack import HostStack, StackedRun, View
 from esper.env.episode import Episode
-from esper.growth.attribution import counterfactuals, enter_contributions
+from esper.network.attribution import counterfactuals, enter_contributions
 from esper.tasks import Task
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from esper.observation import RUN_SIZE, SLOT_SIZE
-from esper.tamiyo.policy.base import Actions, Observation
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
+from esper.tamiyo.policy.protocol import Actions, Observation
 
 
 class LearnedPolicy:

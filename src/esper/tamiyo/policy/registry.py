@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from esper.actions import Decision
-from esper.tamiyo.policy.base import Policy, RulePolicy, RunView
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
+from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 
 SHIPPED = Path(__file__).with_name("shipped")
@@ -108,7 +108,7 @@ def make_policy(policy: str | Path | Policy | Rule) -> Policy:
 
     Args:
         policy: A name in :data:`POLICIES`, the directory of a trained policy, a policy object, or a function from
-            :class:`~esper.tamiyo.policy.base.RunView` to :class:`~esper.actions.Decision`.
+            :class:`~esper.tamiyo.policy.protocol.RunView` to :class:`~esper.actions.Decision`.
 
     Raises:
         ValueError: For a name that is neither known nor a directory; the message gives the nearest names.

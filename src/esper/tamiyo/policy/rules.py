@@ -7,7 +7,7 @@ import numpy as np
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, STYLES, TEMPOS, Decision
 from esper.lifecycle import Op
 from esper.observation import CONTRIBUTION_SCALE
-from esper.tamiyo.policy.base import RulePolicy, RunView
+from esper.tamiyo.policy.protocol import RulePolicy, RunView
 
 _FULL = len(ALPHA_TARGETS) - 1
 _INSTANT, _FAST = list(TEMPOS).index("instant"), list(TEMPOS).index("fast")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from esper.env.engine.stacking.values import Stacked
+from esper.env.engine.stacking.stacked_tensor import Stacked
 
 
 @dataclass(eq=False)

@@ -16,14 +16,14 @@ from esper.actions import BLUEPRINT_NAMES
 from esper.env.engine.run import Run
 from esper.env.engine.stacking.adam import StackedAdam
 from esper.env.engine.stacking.pool import Member, ParameterPool, Saved
-from esper.env.engine.stacking.slots import Group, JoinedSlot
+from esper.env.engine.stacking.stacked_slots import Group, JoinedSlot
+from esper.env.engine.stacking.stacked_tensor import Stacked, stacked
 from esper.env.engine.stacking.template import Template
-from esper.env.engine.stacking.values import Stacked, stacked
-from esper.growth.attribution import Counterfactual
-from esper.growth.blueprints import SlotSpec, build_blueprint
-from esper.growth.governor import Governor
-from esper.growth.slot import Slot
 from esper.lifecycle import Stage
+from esper.network.attribution import Counterfactual
+from esper.network.blueprints import SlotSpec, build_blueprint
+from esper.network.governor import Governor
+from esper.network.slot import Slot
 from esper.tasks import Task
 
 EVALUATION_ELEMENTS = 2**16

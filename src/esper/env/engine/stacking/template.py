@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from esper.env.engine.stacking.values import Stacked
+from esper.env.engine.stacking.stacked_tensor import Stacked
 
 
 class Template:

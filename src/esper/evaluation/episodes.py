@@ -1,0 +1,207 @@
+"""How a policy is judged: the same episodes for every policy, and test data touched once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.env.flops import training_flops
+from esper.env.growth_env import GrowthVectorEnv
+from esper.lifecycle import Op
+from esper.observation import doublings
+from esper.tamiyo.policy.protocol import Policy
+
+OnDecision = Callable[[int, int], None]
+"""Called with (decisions done, decisions in all) while episodes run."""
+
+SlotState = tuple[str, str | None, float]
+"""(stage, blueprint, alpha) of a slot after a decision."""
+
+Block = tuple[str, str, str, float]
+"""(slot, blueprint, style, alpha) of a seed in a network."""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What one episode came to, with its growth decision by decision (index 0: before the first decision)."""
+
+    task: str
+    arm: str
+    seed: int
+    J: float
+    """Objective on validation data: score − rent · log2(parameters / host parameters) − penalties."""
+    score: float
+    """Validation score of the final network, in [0, 1]."""
+    test_score: float
+    """Test score of the final network, in [0, 1]."""
+    host_params: int
+    added_params: int
+    train_samples_seen: int
+    scores: list[float]
+    """Validation score after every decision, [T + 1]."""
+    sizes: list[int]
+    """Added parameters after every decision, [T + 1]."""
+    slots: dict[str, list[SlotState]]
+    """Slot name → (stage, blueprint, alpha) after every decision, [T + 1]."""
+    ops: list[str]
+    """Op taken at every decision, [T]."""
+    architecture: list[Block]
+    """(slot, blueprint, style, alpha) of every seed that is blended into the final network."""
+    train_flops: list[float]
+    """FLOPs of training so far, after every decision, [T + 1]; what is counted says :mod:`esper.env.flops`."""
+    rent: float
+    """Price of a doubling of parameters, in points of score."""
+    features: list[list[float]] = field(default_factory=list)
+    """What the controller saw at every decision, [T, 24 + 34·S]; empty where it was not kept."""
+
+    @property
+    def total_params(self) -> int:
+        """Parameters of the final network, host included."""
+        return self.host_params + self.added_params
+
+    @property
+    def test_J(self) -> float:
+        """Objective on test data: test score − rent · log2(parameters / host parameters)."""
+        return self.test_score - self.rent * doublings(self.host_params, self.added_params)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EpisodeResult:
+        """The result that :meth:`to_json` gave, read back from JSON."""
+        slots = {name: [tuple(state) for state in states] for name, states in data["slots"].items()}
+        return cls(**{**data, "slots": slots, "architecture": [tuple(block) for block in data["architecture"]]})
+
+
+class _Recorder:
+    """Collects what every row shows, decision by decision."""
+
+    def __init__(self, env: GrowthVectorEnv) -> None:
+        self.env = env
+        self.scores: list[list[float]] = [[] for _ in range(env.num_envs)]
+        self.sizes: list[list[int]] = [[] for _ in range(env.num_envs)]
+        self.ops: list[list[str]] = [[] for _ in range(env.num_envs)]
+        self.slots: list[dict[str, list[SlotState]]] = [
+            {name: [] for name in env.task.slots} for _ in range(env.num_envs)
+        ]
+
+    def record(self, row: int) -> None:
+        reading = self.env.reports[row].reading
+        self.scores[row].append(reading.scores[-1])
+        self.sizes[row].append(reading.added_params)
+        for name, slot in zip(self.env.task.slots, reading.slots, strict=True):
+            self.slots[row][name].append((slot.stage.name, slot.blueprint_name, slot.alpha))
+
+    def architecture(self, row: int) -> list[Block]:
+        slots = zip(self.env.task.slots, self.env.reports[row].reading.slots, strict=True)
+        return [
+            (name, BLUEPRINT_NAMES[slot.blueprint], STYLES[slot.style], slot.alpha)
+            for name, slot in slots
+            if slot.alpha > 0 and slot.style is not None
+        ]
+
+
+def validation_objectives(
+    env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int], *, on_decision: OnDecision | None = None
+) -> np.ndarray:
+    """J of one episode for each of the ``seeds``, one a row of ``env``, ``[K]``; test data stays untouched.
+
+    Raises:
+        ValueError: As in :func:`run_episodes`.
+    """
+    observation = _begin(env, policy, seeds)
+    horizon = env.episodes[0].horizon
+    info: dict[str, Any] = {}
+    for decision in range(horizon):
+        observation, _, _, _, info = env.step(policy.act(observation))
+        if on_decision is not None:
+            on_decision(decision + 1, horizon)
+    return info["episode_metrics"]["J"]
+
+
+def run_episodes(
+    env: GrowthVectorEnv,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    arm: str,
+    on_decision: OnDecision | None = None,
+    keep_features: bool = False,
+) -> list[EpisodeResult]:
+    """Let ``policy`` steer one episode for each of the ``seeds``, one a row of ``env``; results in their order.
+
+    What the policy saw becomes part of the results with ``keep_features``.
+
+    Raises:
+        ValueError: When ``env`` has another number of rows than there are seeds, or resets itself within a step.
+    """
+    observation = _begin(env, policy, seeds)
+    recorder = _Recorder(env)
+    for row in range(env.num_envs):
+        recorder.record(row)
+    horizon = env.episodes[0].horizon
+    info: dict[str, Any] = {}
+    features: list[list[list[float]]] = [[] for _ in seeds]
+    for decision in range(horizon):
+        actions = policy.act(observation)
+        if keep_features:
+            for row, numbers in enumerate(observation["features"].tolist()):
+                features[row].append(numbers)
+        observation, _, _, _, info = env.step(actions)
+        for row in range(env.num_envs):
+            recorder.ops[row].append(Op(int(actions["op"][row])).name)
+            recorder.record(row)
+        if on_decision is not None:
+            on_decision(decision + 1, horizon)
+    final = info["episode_metrics"]
+    test_scores = env.test_scores()
+    return [
+        EpisodeResult(
+            task=env.task.name,
+            arm=arm,
+            seed=int(seeds[row]),
+            J=float(final["J"][row]),
+            score=float(final["score"][row]),
+            test_score=float(test_scores[row]),
+            host_params=env.reports[row].reading.host_params,
+            added_params=env.reports[row].reading.added_params,
+            train_samples_seen=env.reports[row].train_samples_seen,
+            scores=recorder.scores[row],
+            sizes=recorder.sizes[row],
+            slots=recorder.slots[row],
+            ops=recorder.ops[row],
+            architecture=recorder.architecture(row),
+            train_flops=training_flops(env.task, env.episodes[row], recorder.slots[row]),
+            rent=env.episodes[row].rent,
+            features=features[row],
+        )
+        for row in range(env.num_envs)
+    ]
+
+
+def _begin(env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int]) -> dict[str, Any]:
+    """The first observations of episodes with these seeds."""
+    if env.autoreset_mode is not AutoresetMode.NEXT_STEP:
+        raise ValueError(
+            "episodes are evaluated in an environment with autoreset_mode NEXT_STEP, which keeps the final networks"
+        )
+    if len(seeds) != env.num_envs:
+        raise ValueError(f"expected one seed for each of the {env.num_envs} rows, got {len(seeds)}")
+    observation, _ = env.reset(seed=0, options={"episode_seeds": list(seeds)})
+    if any(episode.horizon != env.episodes[0].horizon for episode in env.episodes):
+        raise ValueError("episodes are evaluated at one length; evaluate variants of the horizon one at a time")
+    policy.reset(env.num_envs, seed=int(np.random.SeedSequence(list(seeds)).generate_state(1)[0]))
+    return observation
+
+
+def evaluation_seeds(count: int, *, seed: int, purpose: str) -> list[int]:
+    """``count`` episode seeds that depend only on ``seed`` and ``purpose`` ("validation", "test", …)."""
+    entropy = [seed, *purpose.encode()]
+    return [int(s) for s in np.random.SeedSequence(entropy).generate_state(count)]

@@ -1,0 +1,133 @@
+"""The figures of a study: score against parameters, against FLOPs, and the front that rent draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from esper.evaluation.episodes import EpisodeResult
+from esper.evaluation.record import HOST_ALONE
+from esper.evaluation.statistics import bootstrap
+from esper.evaluation.study import arms
+from esper.evaluation.table import Table
+
+# Okabe and Ito's colours, which stay apart in the common kinds of colour blindness.
+_STYLE = {
+    HOST_ALONE: ("#8A94A0", "s"),
+    arms.RANDOM_LEGAL: ("#CC79A7", "v"),
+    arms.FIXED: ("#E69F00", "^"),
+    arms.HEURISTIC: ("#009E73", "D"),
+    arms.TAMIYO: ("#0B5FA5", "o"),
+    arms.SHUFFLED: ("#56B4E9", "X"),
+    arms.FOREIGN: ("#56B4E9", "P"),
+    arms.EARLIEST: ("#0B5FA5", "<"),
+    arms.STATIC_EPOCHS: ("#D55E00", "P"),
+    arms.STATIC_FLOPS: ("#D55E00", "p"),
+    arms.ALL_FILLED: ("#5B3A8C", "h"),
+    arms.RANDOM_POPULATION: ("#BFC5CC", "."),
+    arms.BEST_OF_RANDOM: ("#1F2933", "*"),
+    arms.GROMO: ("#8C564B", "d"),
+}
+
+Panel = Callable[[Axes, Table, str], None]
+
+
+def score_against_parameters(table: Table, path: Path) -> None:
+    """Test score against parameters, one panel a task, with the Pareto front of all arms' means."""
+    _figure(table, path, _draw_parameters, "parameters of the final network", "test score")
+
+
+def score_against_flops(table: Table, path: Path) -> None:
+    """Mean validation score against cumulative training FLOPs, one panel a task."""
+    _figure(table, path, _draw_flops, "training FLOPs so far", "validation score")
+
+
+def rent_front(table: Table, rents: Sequence[float], path: Path) -> None:
+    """What one policy does under several rents: test score against parameters, one panel a task."""
+
+    def draw(axes: Axes, table: Table, task: str) -> None:
+        means = [_means(table.results[task, arms.at_rent(arms.TAMIYO, rent)]) for rent in rents]
+        colour, marker = _STYLE[arms.TAMIYO]
+        axes.plot(*zip(*means, strict=True), color=colour, marker=marker, label=arms.TAMIYO, linewidth=1.5)
+        for rent, (x, y) in zip(rents, means, strict=True):
+            axes.annotate(f"{rent:g}", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=colour)
+
+    _figure(table, path, draw, "parameters of the final network (labels: rent)", "test score")
+
+
+def _means(results: Sequence[EpisodeResult]) -> tuple[float, float]:
+    return float(np.mean([r.total_params for r in results])), float(np.mean([r.test_score for r in results]))
+
+
+def _drawn(table: Table, task: str) -> dict[str, tuple[str, str]]:
+    """Colour and marker of the arms that were run on a task."""
+    return {arm: style for arm, style in _STYLE.items() if (task, arm) in table.results}
+
+
+def _draw_parameters(axes: Axes, table: Table, task: str) -> None:
+    points = []
+    for arm, (colour, marker) in _drawn(table, task).items():
+        results = table.results[task, arm]
+        if arm == arms.RANDOM_POPULATION:
+            xs, ys = [r.total_params for r in results], [r.test_score for r in results]
+            axes.plot(xs, ys, marker, color=colour, label=f"{arm} (each)", markersize=6)
+            continue
+        x, y = _means(results)
+        points.append((x, y))
+        spread = [bootstrap({task: values}) for values in zip(*[(r.total_params, r.test_score) for r in results])]  # noqa: B905
+        error = [[[s.estimate - s.low], [s.high - s.estimate]] for s in spread]
+        axes.errorbar(x, y, error[1], error[0], marker, color=colour, label=arm, markersize=8, elinewidth=0.8)
+    front = [p for p in sorted(points) if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]
+    axes.plot(*zip(*front, strict=True), color="#1F2933", linewidth=0.8, linestyle=":", zorder=0, label="Pareto front")
+
+
+def _draw_flops(axes: Axes, table: Table, task: str) -> None:
+    for arm, (colour, _) in _drawn(table, task).items():
+        results = table.results[task, arm]
+        if arm in (arms.RANDOM_POPULATION, arms.STATIC_FLOPS):
+            continue  # each run of these has a length of its own
+        flops = np.mean([r.train_flops for r in results], axis=0)
+        scores = np.mean([r.scores for r in results], axis=0)
+        start = 0 if arm == arms.BEST_OF_RANDOM else 1
+        axes.plot(flops[start:], scores[start:], color=colour, label=arm, linewidth=2.2 if arm == arms.TAMIYO else 1.2)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """A few whole numbers on a logarithmic axis."""
+    low, high = axes.get_xlim()
+    wide = high > 5 * low
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+
+
+def _figure(table: Table, path: Path, draw: Panel, x_label: str, y_label: str) -> None:
+    columns = min(3, len(table.tasks))
+    rows = -(-len(table.tasks) // columns)
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 1.0), facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, task in zip(grid, table.tasks, strict=False):
+            draw(axes, table, task)
+            unseen = "" if task in table.trained_on else " (unseen in training)"
+            axes.set_title(task + unseen, fontsize=11, fontweight="bold")
+            axes.set_xlabel(x_label, fontsize=9)
+            axes.set_ylabel(y_label, fontsize=9)
+            axes.grid(color="#E4E7EB", linewidth=0.7)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_xscale("log")
+            if x_label.startswith("parameters"):
+                _plain_ticks(axes)
+        for axes in grid[len(table.tasks) :]:
+            axes.set_visible(False)
+        handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1]))
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        figure.savefig(path, dpi=130)

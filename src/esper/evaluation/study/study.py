@@ -1,0 +1,176 @@
+"""A study: all arms on all tasks, in parallel and resumable; every finished piece is a file."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from esper.env.engine.allocator import keep_freed_memory
+from esper.evaluation.episodes import EpisodeResult
+from esper.evaluation.study.arms import Bench, study_arms
+from esper.files import write_json_atomic
+from esper.tamiyo.policy.registry import fingerprint, make_policy
+from esper.tasks import get_task
+
+Unit = tuple[str, str]
+"""(task, arm)"""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What is compared, on what, and how often."""
+
+    task: tuple[str, ...] = (
+        "digits",
+        "digits_shuffled",
+        "mnist1d",
+        "mnist1d_shuffled",
+        "breast_cancer",
+        "spirals",
+        "codelm",
+        "wine",
+        "digits_rows",
+        "charlm",
+    )
+    """Tasks, one or several (see `esper tasks`)."""
+    policy: str = "tamiyo"
+    """The learned controller: `tamiyo` (the one that comes with Esper) or the directory of a trained policy."""
+    seeds: int = 10
+    """Paired seeds: episodes of every arm on each task."""
+    seed: int = 0
+    """Decides the episode seeds and the random architectures."""
+    rent: float = 0.02
+    """Price of a doubling of the parameters, in points of score (0.02 is two points)."""
+    rents: tuple[float, ...] = (0.005, 0.01, 0.02, 0.04, 0.08)
+    """Rents for the front of sizes."""
+    random_architectures: int = 32
+    """Random architectures that growth is compared with, on each task."""
+
+    def check(self) -> None:
+        """Raise ValueError for what makes no sense, before anything is computed."""
+        for name in ("seeds", "random_architectures"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"--{name.replace('_', '-')} must be 2 or more, got {getattr(self, name)}")
+        if min(self.rent, *self.rents) < 0:
+            raise ValueError(f"rents must be 0 or more, got {(self.rent, *self.rents)}")
+        for name in self.task:
+            get_task(name)
+        policy = make_policy(self.policy)
+        if not hasattr(policy, "shuffle_observations"):
+            raise ValueError(f"--policy must be a learned policy ('tamiyo' or a directory), got '{self.policy}'")
+
+
+class Study:
+    """All arms of a configuration, kept in a directory.
+
+    Args:
+        config: What is compared.
+        directory: Where results are; a directory with results of the same configuration and the same policy is gone on
+            with.
+
+    Raises:
+        ValueError: When the directory holds a study of another configuration, or of other weights of the policy.
+    """
+
+    def __init__(self, config: StudyConfig, directory: Path) -> None:
+        self.config, self.directory = config, directory
+        self.arms = study_arms(tuple(config.task), config.rents, config.random_architectures)
+        stored = directory / "config.json"
+        mine = json.loads(json.dumps(asdict(config))) | {"policy_sha256": fingerprint(config.policy)}
+        if stored.exists() and (theirs := json.loads(stored.read_text(encoding="utf-8"))) != mine:
+            different = sorted(k for k in mine if mine[k] != theirs.get(k))
+            raise ValueError(
+                f"{directory} holds a comparison with other settings ({', '.join(different)}); choose another --out, "
+                "or give the same settings to go on with it"
+            )
+        write_json_atomic(stored, mine)
+
+    @property
+    def units(self) -> list[Unit]:
+        """Everything that there is to run."""
+        return [(task, arm) for arm in self.arms for task in self.config.task if (task, arm) not in self.obstacles]
+
+    @cached_property
+    def obstacles(self) -> dict[Unit, str]:
+        """Why units cannot be run, for those that cannot."""
+        units = [(task, arm) for arm in self.arms for task in self.config.task]
+        found = {(task, arm): self.arms[arm].obstacle(get_task(task)) for task, arm in units}
+        return {unit: reason for unit, reason in found.items() if reason is not None}
+
+    def path(self, unit: Unit) -> Path:
+        """File of a unit's results."""
+        return self.directory / "results" / (re.sub(r"[^\w.]+", "-", "--".join(unit)) + ".json")
+
+    def results(self, unit: Unit) -> list[EpisodeResult]:
+        """Results of a finished unit."""
+        data = json.loads(self.path(unit).read_text(encoding="utf-8"))
+        return [EpisodeResult.from_json(episode) for episode in data]
+
+    def run_unit(self, unit: Unit) -> Unit:
+        """Run one unit and write its results; the units that it needs must be there."""
+        task, arm = unit
+        config = self.config
+        bench = Bench(
+            task=task,
+            tasks=tuple(config.task),
+            policy=config.policy,
+            num_seeds=config.seeds,
+            seed=config.seed,
+            rent=config.rent,
+            random_architectures=config.random_architectures,
+            all_results=lambda task, needed: self.results((task, needed)),
+        )
+        results = self.arms[arm].run(bench, arm)
+        write_json_atomic(self.path(unit), [result.to_json() for result in results])
+        return unit
+
+    def run(self, workers: int, on_done: Callable[[Unit], None]) -> None:
+        """Run what is missing, in ``workers`` processes of one thread each; results do not depend on their number."""
+        done = {unit for unit in self.units if self.path(unit).exists()}
+        for unit in done:
+            on_done(unit)
+        open_units = [unit for unit in self.units if unit not in done]
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+        try:
+            for unit in self._in_order(pool, open_units, done):
+                on_done(unit)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+
+    def _needs(self, unit: Unit) -> set[Unit]:
+        """Units that have to be run before this one."""
+        task, arm = unit
+        here = {(task, needed) for needed in self.arms[arm].needs}
+        return here | {(t, needed) for needed in self.arms[arm].needs_elsewhere for t in self.config.task if t != task}
+
+    def _in_order(self, pool: ProcessPoolExecutor, units: list[Unit], done: set[Unit]) -> Iterator[Unit]:
+        """Submit each unit once what it needs is done; give out units as they are finished."""
+        running: set[Future[Unit]] = set()
+        while units or running:
+            ready = [unit for unit in units if self._needs(unit) <= done]
+            units = [unit for unit in units if unit not in ready]
+            running |= {pool.submit(_run_unit, self.config, self.directory, unit) for unit in ready}
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                done.add(future.result())
+                yield future.result()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def _run_unit(config: StudyConfig, directory: Path, unit: Unit) -> Unit:
+    return Study(config, directory).run_unit(unit)

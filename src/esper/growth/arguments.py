@@ -1,0 +1,74 @@
+"""What the user gave to ``Growth``, checked before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from esper.actions import STYLES
+from esper.network.blueprints import BLUEPRINTS, count_parameters
+from esper.network.growing_network import GrowingNetwork
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The host itself, also where it comes compiled."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(
+            f"expected the host itself, got it inside {type(model).__name__}; give Growth the module inside and train "
+            "what growth.parallel() returns: it wraps the host and its seeds, and again when they have grown"
+        )
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected a torch.nn.Module to grow, got {type(model).__name__}")
+    return getattr(model, "_orig_mod", model)
+
+
+def check_options(
+    *, rent: float, horizon: int | None, train_samples: int | None, contributions: bool | Callable[..., object]
+) -> None:
+    """What must be positive is, and contributions are on, off, or a function."""
+    if not isinstance(contributions, bool) and not callable(contributions):
+        raise ValueError(
+            f"contributions is True, False, or a function like evaluate() over fewer samples, got {contributions!r}"
+        )
+    if not 0 <= rent < float("inf"):
+        raise ValueError(f"rent is a price in points of score, 0 or more, got {rent}")
+    for name, value in (("horizon", horizon), ("train_samples", train_samples)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, or None if it is not known, got {value}")
+
+
+def check_optimizer(optimizer: Optimizer, host: nn.Module) -> None:
+    """The optimizer must train the host."""
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(optimizer, LBFGS):
+        raise ValueError(
+            "LBFGS keeps one state for all parameters together, so none can join or leave; use an optimizer that keeps "
+            "a state for each parameter, such as Adam or SGD"
+        )
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in host.parameters()):
+        raise ValueError(
+            f"the {type(optimizer).__name__} trains no parameter of this {type(host).__name__}; give the optimizer "
+            "that was built on model.parameters()"
+        )
+
+
+def check_budget(network: GrowingNetwork, blueprints: Sequence[str]) -> None:
+    """A budget under which nothing can ever grow is a mistake."""
+    if network.masks()["blueprint"].any():
+        return
+    prices = [
+        max(count_parameters(name, slot.spec, style) for style in STYLES)
+        for slot in network.slots
+        for name in blueprints
+        if BLUEPRINTS[name].fits(slot.spec)
+    ]
+    if not prices:
+        raise ValueError(f"none of the blueprints {list(blueprints)} fits any of the slots {list(network.slot_names)}")
+    raise ValueError(
+        f"no blueprint is within budget={network.budget} and flops_budget={network.flops_budget}: the one with the "
+        f"fewest parameters needs {min(prices)} here; raise the budget, or name narrower slots"
+    )

@@ -1,0 +1,111 @@
+"""A grown network as a file that runs where Esper is not installed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from esper.network.survey import items_of
+
+
+def export_model(model: nn.Module, example_input: Any, path: Path) -> Path:
+    """Write ``model`` to ``path``: ``.pt2`` by ``torch.export``, ``.onnx`` by ``torch.onnx``.
+
+    The number of samples may be another when it is used, wherever the model's code allows that. A model that puts out a
+    dataclass or a mapping puts out a plain ``dict`` in the file, so that the file needs no package but PyTorch; what is
+    no tensor in it (the cache of a language model) is left out.
+
+    Raises:
+        ValueError: For another suffix, or missing packages.
+    """
+    writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
+    if path.suffix not in writers:
+        raise ValueError(f"expected a file name that ends in {' or '.join(writers)}, got '{path.name}'")
+    args, kwargs = _arguments(example_input)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        writers[path.suffix](export_program(model, args, kwargs), unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """``torch.export`` with a free number of samples."""
+    args, kwargs = pytree.tree_map_only(Tensor, _two_samples, (args, kwargs))
+    shapes = pytree.tree_map(_free_batch, kwargs or args)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        handle = model.register_forward_hook(lambda module, args, output: _plain(output))
+        try:
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        finally:
+            handle.remove()
+
+
+def _plain(output: Any) -> Any:
+    """The tensors of an output in tuples and dicts, whatever classes it is made of."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple | list):
+        return tuple(_plain(member) for member in output)
+    named = {name: _plain(member) for name, member in items_of(output)}
+    return {name: member for name, member in named.items() if member is not None} or None
+
+
+def _arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (tuple(example_input), {}) if isinstance(example_input, tuple | list) else ((example_input,), {})
+
+
+def _two_samples(tensor: Tensor) -> Tensor:
+    """Export would take a single sample for a constant of the model."""
+    return torch.cat([tensor, tensor]) if tensor.dim() and len(tensor) == 1 else tensor
+
+
+def _free_batch(value: Any) -> Any:
+    return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _write_pt2(program: ExportedProgram, path: Path) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def _write_onnx(program: ExportedProgram, path: Path) -> None:
+    try:
+        import onnxscript  # noqa: F401, PLC0415 - an optional dependency
+    except ImportError as error:
+        raise ValueError("an .onnx file needs more packages: pip install 'esper-lite[onnx]'") from error
+    with warnings.catch_warnings(), _without_hints_about_torchvision():
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert exported is not None
+    exported.save(path, external_data=False)
+
+
+@contextmanager
+def _without_hints_about_torchvision() -> Iterator[None]:
+    """PyTorch logs four warnings where torchvision is missing, which no export here needs."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

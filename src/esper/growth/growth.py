@@ -1,0 +1,493 @@
+"""``Growth``: one object in a training loop that lets the network grow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.actions import BLUEPRINT_NAMES, Decision
+from esper.growth import ranks
+from esper.growth.arguments import check_budget, check_optimizer, check_options, unwrap
+from esper.growth.evaluate import Evaluate, checked, collect, in_evaluation, random_state_kept, training_loss
+from esper.growth.export import export_model
+from esper.growth.observe import observe, to_arrays, to_tensors
+from esper.growth.probe import Probe, compile_afresh, uncompiled
+from esper.growth.step import Step, record, slots_table, summary
+from esper.growth.undo import all_or_nothing, keep_books
+from esper.lifecycle import Stage
+from esper.network.attribution import contributions
+from esper.network.governor import Governor, Snapshot
+from esper.network.growing_network import Event, GrowingNetwork
+from esper.network.history import History
+from esper.network.propose import propose_slots
+from esper.network.seed import Seed
+from esper.network.slot import Slot
+from esper.tamiyo.policy.protocol import Observation, Policy
+from esper.tamiyo.policy.registry import Rule, make_policy
+
+FORMAT = 1
+"""Version of what ``Growth.state_dict`` returns."""
+
+
+class Growth:
+    """Lets a network grow while it trains; used like a learning rate scheduler.
+
+        growth = esper.Growth(model, optimizer, slots="auto", example_input=x, horizon=epochs)
+        for epoch in range(epochs):
+            train_one_epoch(model, optimizer, loader)
+            growth.step(evaluate)                  # evaluate() -> (loss, score) on validation data
+
+    The host's code and its ``state_dict`` keys stay as they are; seeds act through hooks, and their parameters join the
+    optimizer's groups. One :meth:`step` ends an interval of training, looks at the network, decides, and changes it for
+    the next interval. The first interval is the host's alone.
+
+    Args:
+        model: The host, any ``nn.Module``. One that is compiled may be given as it is; of one in
+            ``DistributedDataParallel`` give the module inside, and train what :meth:`parallel` returns.
+        optimizer: What trains it: any optimizer with param groups.
+        slots: Paths of submodules whose outputs may grow (``*`` stands for any one part of a path), or ``"auto"``:
+            proposed, and printed.
+        example_input: What the model is called with, to see what the slots carry: a tensor, a tuple (positional
+            arguments) or a mapping (keyword arguments).
+        policy: Who decides: a name (``"heuristic"``, ``"fixed"``, ``"random"``, ``"wait"``, ``"tamiyo"``), the
+            directory of a trained Tamiyo, a policy, or a function from :class:`~esper.tamiyo.policy.protocol.RunView`
+            to :class:`~esper.actions.Decision`.
+        budget: Cap on added parameters at any time, seeds in training counted; ``None`` for no cap.
+        flops_budget: Cap on added FLOPs of a forward pass over one sample.
+        rent: Price of a doubling of parameters, in points of score: what a seed must bring to be worth it.
+        horizon: Number of steps, if known: policies plan with it, and the last step decides nothing any more and calls
+            :meth:`finish`.
+        blueprints: Names of the blueprints that may be germinated.
+        contributions: Whether the contribution of each undecided seed is measured, by one more evaluation a seed and
+            step. A function like ``evaluate``, over fewer samples, makes it cheaper. ``False`` leaves it unknown, and
+            policies that judge by it keep what they would have judged.
+        governor: Whether divergence rolls the run back; it keeps one copy of the model and the optimizer's state.
+        train_samples: Number of training samples, for policies that read it.
+        chance_score: Score of a constant guess, for policies that read it.
+        seed: Decides the seeds' initial weights and what the policy draws.
+        causal: Whether sequence slots must not look ahead; ``None`` finds out.
+
+    Raises:
+        ValueError: For slots, policies or blueprints that do not exist, a model that grows already, an optimizer that
+            does not train the model, a budget below the cheapest blueprint. Nothing has changed then.
+
+    Example:
+        >>> import torch
+        >>> host = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.Adam(host.parameters())
+        >>> growth = Growth(host, optimizer, slots=["1"], example_input=torch.zeros(1, 4), budget=1000)
+        >>> growth.step(lambda: (0.7, 0.5)).decided
+        'GERMINATE gated_mlp (add) in 1'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        slots: Sequence[str] | str = "auto",
+        example_input: Any,
+        policy: str | Path | Policy | Rule = "heuristic",
+        budget: int | None = None,
+        flops_budget: int | None = None,
+        rent: float = 0.02,
+        horizon: int | None = None,
+        blueprints: Sequence[str] = BLUEPRINT_NAMES,
+        contributions: bool | Evaluate = True,
+        governor: bool = True,
+        train_samples: int | None = None,
+        chance_score: float | None = None,
+        seed: int = 0,
+        causal: bool | None = None,
+    ) -> None:
+        host = unwrap(model)
+        check_options(rent=rent, horizon=horizon, train_samples=train_samples, contributions=contributions)
+        check_optimizer(optimizer, host)
+        self.policy = make_policy(policy)
+        self.example_input = example_input
+        self.optimizer = optimizer
+        names = propose_slots(host, example_input) if slots == "auto" else slots
+        self.network = GrowingNetwork(
+            host,
+            names,
+            example_input,
+            optimizer=optimizer,
+            budget=budget,
+            flops_budget=flops_budget,
+            blueprints=blueprints,
+            seed=seed,
+            causal=causal,
+        )
+        try:
+            check_budget(self.network, blueprints)
+            self.policy.reset(1, seed)
+        except Exception:
+            self.network.remove()
+            raise
+        if slots == "auto":
+            Console().print(slots_table(self.network, f"Slots proposed for {type(host).__name__}"))
+        self.history: list[Step] = []
+        """One entry a step."""
+        self.finished = False
+        """Whether the last decision has been taken."""
+        self._removed = False
+        self._seed = seed
+        self._run = History(horizon, rent, budget, train_samples=train_samples, chance_score=chance_score)
+        self._contributions = contributions
+        self._governor = Governor(self.network, optimizer) if governor else None
+        self._probe = Probe(self.network, optimizer)
+        self._parallel: ranks.GrowingParallel | None = None
+        self._observations: list[Observation] = []
+        self._policy_is_ahead = False  # it has seen one that led to no decision
+        self._evaluated: list[tuple[Slot, Seed | None, float]] = []
+        self._before_decision: dict[str, Any] | None = None
+        self._clock = time.perf_counter()
+        self.network.step(Decision())  # the first interval is the host's alone
+        self._probe.begin_interval()
+
+    # ------------------------------------------------------------------------------------------- a step
+
+    def step(self, evaluate: Evaluate, train_loss: float | None = None) -> Step:
+        """End an interval of training, and decide for the next one.
+
+        In order: evaluate; let the governor look, and roll back if the run has diverged; measure contributions; let the
+        policy decide; change the network.
+
+        Args:
+            evaluate: Returns (loss, score) on validation data, the same data at every call; the score lies in [0, 1],
+                higher is better. It must put the model into evaluation mode itself; it runs without gradients, and the
+                modes are restored afterwards.
+            train_loss: Mean training loss of the interval. The governor watches it; without it, the validation loss.
+
+        Returns:
+            What was measured and decided.
+
+        Raises:
+            ValueError: If ``evaluate`` or ``contributions`` returns anything but a loss and a score in [0, 1], or
+                ``train_loss`` is not a number.
+            IllegalMoveError: If the policy asks for what a slot does not accept; other ValueErrors as
+                :meth:`GrowingNetwork.check <esper.network.growing_network.GrowingNetwork.check>` says.
+            RuntimeError: After :meth:`remove`, as from every method that needs the model.
+
+        After an error of measuring or deciding, whoever raised it, Growth and the model are as before (a rollback is
+        taken back too); what ``evaluate`` itself drew or changed is not taken back, nor is a failure while the decision
+        is carried out, such as running out of memory.
+        """
+        self._check_in_use()
+        if not callable(evaluate):
+            raise ValueError(f"step() takes the function evaluate() -> (loss, score), got {type(evaluate).__name__}")
+        train_loss = training_loss(train_loss)
+        run = self._run
+        with all_or_nothing() as undo:
+            undo.callback(self._probe.resume_interval)
+            keep_books(undo, self.network, run, self._governor)
+            self._probe.end_interval()
+            with in_evaluation(self.network.model):
+                loss, score = self._measure(evaluate)
+                rolled_back, events = self._watch(loss, train_loss, undo)
+                if rolled_back:
+                    loss, score = self._measure(evaluate)
+                    checked((loss, score), finite=True)
+                ranks.average_statistics(self.network)
+                found, evaluations, seconds = self._attribute(evaluate, (loss, score))
+            run.decision += 1
+            run.rolled_back = rolled_back
+            run.learning_rate = float(self.optimizer.param_groups[0]["lr"])
+            if train_loss is not None:
+                run.train_losses.append(train_loss)
+            run.record(loss, score)
+            choice = self._choose(undo)
+        if self._governor is not None and not rolled_back:
+            self._governor.take_snapshot()
+        state = {s.name: (s.stage.name, s.blueprint, s.alpha) for s in self.network.slots}
+        added = self.network.added_params
+        decided, changes = self._apply(*choice) if choice else self._rest()
+        now = time.perf_counter()
+        step = Step(
+            run.decision,
+            loss,
+            score,
+            train_loss,
+            added,
+            state,
+            found,
+            rolled_back,
+            decided,
+            events + changes,
+            1 + rolled_back + evaluations,
+            seconds,
+            now - self._clock,
+        )
+        self._clock = now
+        self.history.append(step)
+        self._probe.begin_interval()
+        return step
+
+    def _measure(self, evaluate: Evaluate) -> tuple[float, float]:
+        """Mean over the ranks of what ``evaluate`` returns, checked on all of them."""
+        return collect(evaluate, finite=self._governor is None)
+
+    def _watch(self, loss: float, train_loss: float | None, undo: ExitStack) -> tuple[bool, list[Event]]:
+        """Let the governor look; whether it rolled back, and what it changed."""
+        if self._governor is None:
+            return False, []
+        (watched,) = ranks.mean([loss if train_loss is None else train_loss])
+        if not self._governor.check(float("nan") if watched is None or not np.isfinite(loss) else watched):
+            return False, []
+        ranks.average_statistics(self.network)
+        undo.callback(self._restore, self._governor.present())
+        with self._restructuring():
+            return True, self._governor.roll_back()
+
+    def _restore(self, state: Snapshot) -> None:
+        """Make model, optimizer and growth what they were."""
+        assert self._governor is not None
+        with self._restructuring():
+            self._governor.restore(state)
+
+    def _attribute(self, evaluate: Evaluate, as_is: tuple[float, float]) -> tuple[dict[str, float], int, float]:
+        """Contributions by slot, the evaluations that they took, and the seconds."""
+        if self._contributions is False or self.finished:
+            return {}, 0, 0.0
+        asked = evaluate if self._contributions is True else self._contributions
+        assert callable(asked)
+        name = "evaluate" if asked is evaluate else "contributions"
+        count = 0
+
+        def answer() -> tuple[float, float]:
+            nonlocal count
+            count += 1
+            return collect(asked, finite=False, name=name)
+
+        began = time.perf_counter()
+        with uncompiled(), random_state_kept(self.network.model):
+            found = contributions(self.network, answer, as_is if asked is evaluate else None)
+        names = self.network.slot_names
+        return {names[i]: value for i, value in found.items()}, count, time.perf_counter() - began
+
+    def _choose(self, undo: ExitStack) -> tuple[Observation, Decision] | None:
+        """What the policy sees and its decision, a legal one; ``None`` if there is nothing to decide any more."""
+        run = self._run
+        if self.finished or (run.horizon is not None and run.decision >= run.horizon):
+            return None
+        if self._policy_is_ahead:
+            self._remind_policy()
+        undo.callback(setattr, self, "_policy_is_ahead", True)
+        observation = observe(run, self.network)
+        decision = Decision.from_mapping({n: int(c[0]) for n, c in self.policy.act(observation).items()})
+        decision = Decision.from_mapping(ranks.from_rank_0(decision.to_mapping()))
+        self.network.check(decision)
+        return observation, decision
+
+    def _remind_policy(self) -> None:
+        """Let the policy see again what it has seen, which brings back whatever it remembers."""
+        self.policy.reset(1, self._seed)
+        for observation in self._observations:
+            self.policy.act(observation)
+        self._policy_is_ahead = False
+
+    def _apply(self, observation: Observation, decision: Decision) -> tuple[str, list[Event]]:
+        """Change the network; what was decided, in words, and what happened."""
+        self._observations.append(observation)
+        self._evaluated = [(slot, slot.seed, slot.alpha) for slot in self.network.slots]
+        before = self.network.state_dict()
+        with self._restructuring():
+            events = self.network.step(decision)
+        moved = any(_effect(slot.seed, slot.alpha) != _effect(seed, alpha) for slot, seed, alpha in self._evaluated)
+        self._before_decision = before if moved else None
+        return decision.describe(self.network.slot_names), events
+
+    def _rest(self) -> tuple[str, list[Event]]:
+        """Growth has finished; what was decided, in words, and what happened."""
+        self._evaluated, self._before_decision = [], None
+        self.finish()
+        return "no decision: growth has finished", []
+
+    @contextmanager
+    def _restructuring(self) -> Iterator[None]:
+        """Afterwards, if the structure has changed inside: compile afresh, and renew the wrapper of all ranks."""
+        before = self._structure()
+        yield
+        if self._structure() != before:
+            compile_afresh()
+            if self._parallel is not None:
+                self._parallel.renew()
+
+    def _structure(self) -> list[tuple[int, bool, bool]]:
+        slots = self.network.slots
+        return [(id(s.seed), s.stage is Stage.TRAINING, s.seed is not None and s.seed.whole) for s in slots]
+
+    # ------------------------------------------------------------------------------------------- the end
+
+    def finish(self) -> None:
+        """No more decisions; seeds that are not blended in at all are taken out.
+
+        A decision that no training has followed is taken back, so the network is what was evaluated last. Training may
+        go on; :meth:`step` then only evaluates and watches. Called by the last step when ``horizon`` is known.
+        """
+        self._check_in_use()
+        if self.finished:
+            return
+        with self._restructuring():
+            if self._before_decision is not None and self._probe.steps == 0:
+                self.network.load_state_dict(self._before_decision)
+                last = self.history[-1]
+                self.history[-1] = replace(last, decided=f"{last.decided} (taken back)", events=[])
+            for index, slot in enumerate(self.network.slots):
+                if slot.stage is Stage.TRAINING:
+                    self.network.evict(index)
+        self._before_decision, self._evaluated = None, []
+        self.finished = True
+
+    def remove(self) -> None:
+        """Take everything off the host and the optimizer: both are as if they had never grown.
+
+        Call :meth:`grown_model` first to keep what has grown. Afterwards only :attr:`history`, :meth:`summary` and
+        :meth:`record` can be used; a second call does nothing.
+        """
+        if not self._removed:
+            self._removed = True
+            self._probe.remove()
+            self.network.remove()
+
+    def _check_in_use(self) -> None:
+        if self._removed:
+            raise RuntimeError(
+                "this Growth has been taken off its model by remove() and can only show its history, summary() and "
+                "record(); build a new esper.Growth(model, optimizer, ...) to let the model grow again"
+            )
+
+    # ------------------------------------------------------------------------------------------- what has grown
+
+    @property
+    def model(self) -> nn.Module:
+        """The host."""
+        return self.network.model
+
+    def grown_model(self) -> nn.Module:
+        """The grown network as a plain module, a copy, for further training or for use.
+
+        Seeds that are not blended in are left out. It is the network as it was evaluated last, or trained since: a
+        decision that no training has followed is not in it.
+        """
+        self._check_in_use()
+        with self._as_evaluated():
+            return self.network.grown_model()
+
+    @contextmanager
+    def _as_evaluated(self) -> Iterator[None]:
+        pending = self._evaluated if self._probe.steps == 0 else []
+        now = [(slot, slot.seed, slot.alpha) for slot, _, _ in pending]
+        _set_seeds(pending)
+        try:
+            yield
+        finally:
+            _set_seeds(now)
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write :meth:`grown_model`, in evaluation mode, to a file that runs where Esper is not installed.
+
+        Args:
+            path: ``*.pt2`` for ``torch.export`` (read it by ``torch.export.load(path).module()``) or ``*.onnx`` (needs
+                the packages of ``esper-lite[onnx]``). The file is written whole or not at all.
+
+        Raises:
+            ValueError: For another suffix, or missing packages.
+        """
+        return export_model(self.grown_model().eval(), self.example_input, Path(path))
+
+    def summary(self, console: Console | None = None) -> None:
+        """Print what grew, when, what it contributed and what it cost."""
+        (console or Console()).print(summary(self.history, self.network))
+
+    def record(self) -> dict[str, Any]:
+        """The growth as plain JSON data, for a figure.
+
+        ``growth_figure(GrowthRecord.from_json(growth.record()), "growth.png")``, both in ``esper.figure``.
+        """
+        return record(self.history, self.network, type(self.policy).__name__)
+
+    def parallel(self, **options: Any) -> nn.Module:
+        """The network to train in ``torch.distributed``: ``DistributedDataParallel`` around the host and its seeds.
+
+        Call the returned module for training steps. It stays the same object, but renews the wrapper inside whenever
+        the network has grown. All ranks must call :meth:`step`; losses and scores are averaged over them, and rank 0
+        decides. ``options`` go to ``DistributedDataParallel``.
+        """
+        self._check_in_use()
+        self._parallel = ranks.GrowingParallel(self.network, options)
+        return self._parallel
+
+    # ------------------------------------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs but the host's weights and the optimizer's state.
+
+        ``torch.load(weights_only=True)`` reads it. With a governor it holds the last good state of all, so it is as
+        large as model and optimizer. To resume: build model, optimizer and ``Growth`` as at the start, then load *this
+        state first*, then the model's and the optimizer's.
+        """
+        self._check_in_use()
+        return {
+            "format": FORMAT,
+            "network": self.network.state_dict(),
+            "governor": None if self._governor is None else self._governor.state_dict(),
+            "run": {name: value for name, value in vars(self._run).items() if name not in ("rent", "budget")},
+            "history": [step.to_state() for step in self.history],
+            "observations": [to_tensors(observation) for observation in self._observations],
+            "probe": self._probe.state_dict(),
+            "finished": self.finished,
+            "before_decision": self._before_decision,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what :meth:`state_dict` saved; model and optimizer are loaded *after* this.
+
+        The policy sees again what it has seen, which brings back whatever it remembers.
+
+        Raises:
+            ValueError: If the state is of another format, another host, or was saved with another choice of
+                ``governor``; nothing has changed then.
+        """
+        self._check_in_use()
+        if state.get("format") != FORMAT or "network" not in state:
+            raise ValueError(f"expected the state of a Growth, format {FORMAT}; got the keys {sorted(state)[:8]}")
+        if (state["governor"] is None) != (self._governor is None):
+            raise ValueError(
+                f"the state was saved with governor={state['governor'] is not None}; build Growth likewise"
+            )
+        with self._restructuring():
+            self.network.load_state_dict(state["network"])
+        if self._governor is not None:
+            self._governor.load_state_dict(state["governor"])
+        for name, value in state["run"].items():
+            setattr(self._run, name, list(value) if isinstance(value, list) else value)
+        self.history = [Step.from_state(step) for step in state["history"]]
+        self._observations = [to_arrays(observation) for observation in state["observations"]]
+        self._remind_policy()
+        self.finished = state["finished"]
+        self._before_decision = state["before_decision"]
+        self._evaluated = []
+        self._probe.load_state_dict(state["probe"])
+        self._clock = time.perf_counter()
+
+
+def _effect(seed: Seed | None, alpha: float) -> tuple[int, float] | None:
+    """Tells apart what seeds do to the host's output."""
+    return None if seed is None or alpha == 0 else (id(seed), alpha)
+
+
+def _set_seeds(seeds: Sequence[tuple[Slot, Seed | None, float]]) -> None:
+    for slot, seed, alpha in seeds:
+        slot.seed, slot.life.alpha = seed, alpha
+        slot.refresh()

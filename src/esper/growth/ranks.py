@@ -1,0 +1,98 @@
+"""Several processes that train one network (``torch.distributed``): they see the same numbers and decide alike."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from esper.network.growing_network import GrowingNetwork
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 without ``torch.distributed``."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value: T) -> list[T]:
+    """The value of every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_rank_0(value: T) -> T:
+    """The value of rank 0."""
+    if world_size() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def mean(values: Sequence[float | None]) -> list[float | None]:
+    """The means over the ranks; ``None`` where a rank does not know the value."""
+    columns = zip(*gather(list(values)), strict=True)
+    return [None if None in column else sum(column) / len(column) for column in columns]
+
+
+def average_statistics(network: GrowingNetwork) -> None:
+    """Every rank has seen other batches; what policies and governor read must agree."""
+    if world_size() == 1:
+        return
+    books = [(slot.statistics, name) for slot in network.slots for name in vars(slot.statistics)]
+    books.append((network, "host_gradient_rms"))  # type: ignore[arg-type]
+    values = [getattr(book, name) for book, name in books]
+    averaged = mean([None if v is None else float(v) for v in values])
+    for (book, name), value in zip(books, averaged, strict=True):
+        setattr(book, name, None if value is None else torch.tensor(value))
+
+
+class _HostAndSeeds(nn.Module):
+    """The host, with the seeds as submodules, so that their gradients are averaged too."""
+
+    def __init__(self, network: GrowingNetwork) -> None:
+        super().__init__()
+        self.host = network.model
+        self.seeds = nn.ModuleList(slot.seed for slot in network.slots if slot.seed is not None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.host(*args, **kwargs)
+
+
+class GrowingParallel(nn.Module):
+    """``DistributedDataParallel`` around a host and its seeds; the wrapper inside is renewed after growth.
+
+    Args:
+        network: The growing network.
+        options: Passed on to ``DistributedDataParallel``.
+    """
+
+    inner: DistributedDataParallel
+    """The wrapper as it is now, for ``no_sync()`` and the like."""
+
+    def __init__(self, network: GrowingNetwork, options: dict[str, Any]) -> None:
+        super().__init__()
+        self._network = network
+        self._options = options
+        self.renew()
+
+    def renew(self) -> None:
+        """Wrap the network as it is now; every rank must do so at the same point."""
+        if "inner" in self._modules:
+            del self.inner
+            gc.collect()  # the old wrapper must take its hooks off the parameters before the new one comes
+        self.inner = DistributedDataParallel(_HostAndSeeds(self._network), **self._options)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the host answers."""
+        return self.inner(*args, **kwargs)

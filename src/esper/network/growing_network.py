@@ -1,0 +1,441 @@
+"""GrowingNetwork: one host with its slots. It applies decisions, keeps the books and offers the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, HEADS, STYLES, TEMPOS, Decision
+from esper.lifecycle import Op, Stage, check_legal, is_legal
+from esper.network import optimizer as surgery
+from esper.network import state as saved_state
+from esper.network.blueprints import BLUEPRINTS, SlotSpec, count_flops, count_parameters
+from esper.network.grown import assemble
+from esper.network.seed import plant
+from esper.network.slot import Mode, Slot, device_of, number
+from esper.network.survey import resolve_slots, survey
+from esper.observation import SlotReading
+
+_HOSTS: WeakSet[nn.Module] = WeakSet()
+"""Models that are growing now."""
+
+
+class BudgetError(ValueError):
+    """A seed would need more parameters or FLOPs than the budget leaves."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a slot.
+
+    Args:
+        decision: Number of the decision, the first is 0.
+        slot: Name of the slot.
+        kind: ``"germinated"``, ``"stage"`` (blending, holding or dormant again), ``"pruning"`` (alpha ramps down),
+            ``"pruned"`` (the seed is gone) or ``"fossilized"``.
+        stage: The stage that the slot is in now.
+        blueprint: Name of the seed's blueprint; that of the seed that is gone for ``"pruned"``.
+        alpha: How much of the seed is blended in now.
+    """
+
+    decision: int
+    slot: str
+    kind: str
+    stage: Stage
+    blueprint: str | None
+    alpha: float
+
+
+class GrowingNetwork:
+    """A host model that grows in its slots.
+
+    The host's code and its ``state_dict`` keys stay as they are: seeds act through forward hooks and live here. The
+    network knows no training loop; whoever trains the host calls :meth:`step` once a decision.
+
+    Args:
+        model: The host, any ``nn.Module``.
+        slots: Paths of submodules; ``*`` stands for any one part of a path (``"layer*"``, ``"h.*.mlp"``). Their order
+            is the order of the slots in masks and decisions.
+        example_input: What the model is called with, once, to see what the slots carry: a tensor, a tuple (positional
+            arguments) or a mapping (keyword arguments).
+        optimizer: Takes the seeds' parameters in and lets them go. ``None``: the caller looks after them.
+        budget: Cap on added parameters, seeds in every stage counted; ``None`` for no cap. A blueprint can be
+            germinated only if its dearest style (gate) fits, so that the choice of a style is always free.
+        flops_budget: Cap on added FLOPs of a forward pass over one sample of the example's size; ``None`` for no cap.
+        blueprints: The blueprints that may be germinated.
+        seed: Decides the initial weights of the seeds, together with the slot and the number of seeds it had before.
+            Global random states are neither used nor moved.
+        causal: Whether sequence slots must not look ahead; ``None`` finds out by disturbing the last input position.
+
+    Raises:
+        ValueError: For slots that do not exist, do not run or hold no tensor; a model that grows already; a negative
+            budget; unknown blueprints.
+
+    Example:
+        >>> host = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> network = GrowingNetwork(host, ["1"], torch.zeros(1, 4))
+        >>> germinate = Decision(Op.GERMINATE, slot=0, blueprint=BLUEPRINT_NAMES.index("mlp"))
+        >>> [event.kind for event in network.step(germinate)]
+        ['germinated']
+        >>> network.slots[0].stage.name, network.added_params
+        ('TRAINING', 280)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        slots: Sequence[str],
+        example_input: Any,
+        *,
+        optimizer: Optimizer | None = None,
+        budget: int | None = None,
+        flops_budget: int | None = None,
+        blueprints: Sequence[str] = BLUEPRINT_NAMES,
+        seed: int = 0,
+        causal: bool | None = None,
+    ) -> None:
+        self._check_arguments(model, {"parameters": budget, "FLOPs": flops_budget}, blueprints, seed)
+        names = resolve_slots(model, slots)
+        self.model = model
+        self.optimizer = optimizer
+        self.budget = budget
+        self.flops_budget = flops_budget
+        self.seed = seed
+        self.slots = tuple(Slot(site) for site in survey(model, names, example_input, causal=causal))
+        self.decision = 0
+        """Number of decisions taken."""
+        self.host_params = sum(p.numel() for p in model.parameters())
+        self.host_gradient_rms: Tensor | None = None
+        """Root mean square of the host's gradients at the last measured batch, 0-dim."""
+        self._allowed = np.array([name in blueprints for name in BLUEPRINT_NAMES])
+        self._fits = np.array([[b.fits(slot.spec) for b in BLUEPRINTS.values()] for slot in self.slots])
+        self._costs = self._price_list(lambda name, spec: max(count_parameters(name, spec, s) for s in STYLES))
+        self._flops = self._price_list(count_flops)
+        _HOSTS.add(model)
+
+    @staticmethod
+    def _check_arguments(
+        model: nn.Module, budgets: Mapping[str, int | None], blueprints: Sequence[str], seed: int
+    ) -> None:
+        if any(module in _HOSTS for module in model.modules()):
+            raise ValueError(
+                f"this {type(model).__name__} (or a part of it) is growing already; call remove() on its first "
+                "GrowingNetwork, or grow a copy.deepcopy of the model made before"
+            )
+        for what, budget in budgets.items():
+            if budget is not None and budget < 0:
+                raise ValueError(f"budget must be a number of {what} of 0 or more, or None, got {budget}")
+        unknown = [name for name in blueprints if name not in BLUEPRINTS]
+        if unknown or not blueprints:
+            raise ValueError(f"expected some of the blueprints {', '.join(BLUEPRINTS)}; got {list(blueprints)}")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+
+    def _price_list(self, price: Callable[[str, SlotSpec], int]) -> np.ndarray:
+        """The price ``[S, 13]`` of each blueprint in each slot; 0 where it does not fit."""
+        costs = np.zeros(self._fits.shape, dtype=np.int64)
+        for s, b in zip(*np.nonzero(self._fits), strict=True):
+            costs[s, b] = price(BLUEPRINT_NAMES[b], self.slots[s].spec)
+        return costs
+
+    # ------------------------------------------------------------------------------------------- what there is
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots, S."""
+        return len(self.slots)
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """Paths of the slots."""
+        return tuple(slot.name for slot in self.slots)
+
+    @property
+    def added_params(self) -> int:
+        """Parameters of all seeds that there are, in whatever stage."""
+        return sum(slot.seed_params for slot in self.slots)
+
+    @property
+    def added_flops(self) -> int:
+        """FLOPs that all seeds add to a forward pass over one sample of the example's size, in whatever stage."""
+        return sum(map(self.slot_flops, range(self.num_slots)))
+
+    def slot_flops(self, slot: int) -> int:
+        """FLOPs that the seed in one slot adds; 0 for an empty slot."""
+        blueprint = self.slots[slot].life.blueprint
+        return int(self._flops[slot, blueprint]) if blueprint >= 0 else 0
+
+    def seed_parameters(self) -> list[nn.Parameter]:
+        """The parameters of all seeds; ``model.parameters()`` does not hold them."""
+        return [p for slot in self.slots for p in slot.parameters()]
+
+    def _affordable(self) -> np.ndarray:
+        """``[S, 13]``: may be germinated as far as the slot's form, the allowed blueprints and the budget go."""
+        possible = self._fits & self._allowed
+        if self.budget is not None:
+            possible = possible & (self._costs <= self.budget - self.added_params)
+        if self.flops_budget is not None:
+            possible = possible & (self._flops <= self.flops_budget - self.added_flops)
+        return possible
+
+    # ------------------------------------------------------------------------------------------- masks and steps
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """What :meth:`step` would accept now, as bool arrays by head.
+
+        Returns:
+            op ``[6]``, slot ``[6, S]`` (by op), blueprint ``[S, 13]`` (by slot), style ``[3]``, tempo ``[4]``, curve
+            ``[3]``, alpha_target ``[3]``. An op is allowed if some slot accepts it; WAIT always is, and addresses none.
+        """
+        dormant = np.array([slot.stage is Stage.DORMANT for slot in self.slots])
+        blueprint = self._affordable() & dormant[:, None]
+        slot: np.ndarray = np.array([[is_legal(op, s.stage, pruning=s.life.pruning) for s in self.slots] for op in Op])
+        slot[Op.GERMINATE] &= blueprint.any(axis=1)
+        op = np.logical_or.reduce(slot, axis=1)
+        op[Op.WAIT] = True
+        free = {head.name: np.ones(head.num_choices, dtype=bool) for head in HEADS[3:]}
+        return {"op": op, "slot": slot, "blueprint": blueprint, **free}
+
+    def check(self, decision: Decision) -> None:
+        """Raise what :meth:`step` would raise for this decision; change nothing.
+
+        Raises:
+            IllegalMoveError: If the slot's stage does not accept the op.
+            BudgetError: If the blueprint needs more parameters than are left.
+            ValueError: If there is no such slot, or the blueprint does not fit it or is not among those allowed.
+        """
+        if decision.op is Op.WAIT:
+            return
+        if not 0 <= decision.slot < self.num_slots:
+            raise ValueError(f"slot must be from 0 to {self.num_slots - 1}, got {decision.slot}")
+        slot = self.slots[decision.slot]
+        check_legal(decision.op, slot.stage, slot=slot.name, pruning=slot.life.pruning)
+        if decision.op is Op.GERMINATE:
+            self._check_blueprint(decision.slot, decision.blueprint)
+
+    def _check_blueprint(self, index: int, blueprint: int) -> None:
+        slot, name = self.slots[index], BLUEPRINT_NAMES[blueprint]
+        possible = [n for n, ok in zip(BLUEPRINT_NAMES, self._fits[index] & self._allowed, strict=True) if ok]
+        if name not in possible:
+            why = f"does not fit {slot.spec}" if not self._fits[index, blueprint] else "is not among those allowed"
+            raise ValueError(f"blueprint '{name}' {why} (slot '{slot.name}'); expected one of {', '.join(possible)}")
+        cost = int(self._costs[index, blueprint])
+        if self.budget is not None and cost > self.budget - self.added_params:
+            raise BudgetError(
+                f"blueprint '{name}' needs {cost} parameters in slot '{slot.name}' (in its dearest style), but of the "
+                f"budget of {self.budget} only {self.budget - self.added_params} are left"
+            )
+        flops = int(self._flops[index, blueprint])
+        if self.flops_budget is not None and flops > self.flops_budget - self.added_flops:
+            raise BudgetError(
+                f"blueprint '{name}' needs {flops} FLOPs in slot '{slot.name}', but of the budget of "
+                f"{self.flops_budget} FLOPs only {self.flops_budget - self.added_flops} are left"
+            )
+
+    def step(self, decision: Decision) -> list[Event]:
+        """Apply one decision and let its time pass: ramps move, cool-downs run, ages grow.
+
+        A ramp of n decisions is finished after n steps, the one that began it included: with tempo ``instant`` alpha is
+        at its target when this returns. It is called *before* the interval of training that the decision is for.
+
+        Returns:
+            What happened, in order.
+
+        Raises:
+            ValueError: As :meth:`check` says; nothing has changed then.
+        """
+        self.check(decision)
+        stages = [slot.stage for slot in self.slots]
+        events = [] if decision.op is Op.WAIT else [self._apply(decision)]
+        for index, slot in enumerate(self.slots):
+            before = slot.stage
+            if slot.pass_time(moved=before is not stages[index]):
+                events.append(self._clear(slot))
+            elif slot.stage is not before:
+                events.append(self._event(slot, "stage"))
+        self.decision += 1
+        return events
+
+    def _apply(self, decision: Decision) -> Event:
+        slot = self.slots[decision.slot]
+        tempo, curve = list(TEMPOS.values())[decision.tempo], CURVES[decision.curve]
+        if decision.op is Op.GERMINATE:
+            return self._germinate(slot, decision)
+        if decision.op is Op.FOSSILIZE:
+            slot.fossilize()
+            return self._event(slot, "fossilized")
+        if decision.op is not Op.PRUNE:
+            slot.ramp_to(ALPHA_TARGETS[decision.alpha_target], tempo, curve)
+            return self._event(slot, "stage")
+        if slot.stage is Stage.TRAINING:
+            return self._clear(slot)
+        slot.ramp_to(0.0, tempo, curve, pruning=True)
+        return self._event(slot, "pruning")
+
+    def _germinate(self, slot: Slot, decision: Decision) -> Event:
+        blueprint, style = BLUEPRINT_NAMES[decision.blueprint], STYLES[decision.style]
+        entropy = (self.seed, self.slots.index(slot), slot.life.germinations)
+        seed = plant(blueprint, slot.spec, style, entropy=entropy, device=device_of(slot, self.model), dtype=slot.dtype)
+        slot.germinate(seed, decision.blueprint, decision.style)
+        if self.optimizer is not None:
+            group = surgery.home_group(self.optimizer, slot.module)
+            surgery.join(self.optimizer, group, slot.named_parameters())
+        return self._event(slot, "germinated")
+
+    def _clear(self, slot: Slot) -> Event:
+        """Take the seed out, with its parameters and their optimizer state."""
+        blueprint = slot.blueprint
+        if self.optimizer is not None:
+            surgery.leave(self.optimizer, slot.parameters())
+        slot.clear()
+        return Event(self.decision, slot.name, "pruned", slot.stage, blueprint, 0.0)
+
+    def evict(self, slot: int) -> Event:
+        """Take an undecided seed out at once, whatever its alpha; the cool-down begins. For emergencies.
+
+        Raises:
+            IllegalMoveError: If the slot holds no undecided seed.
+        """
+        chosen = self.slots[slot]
+        check_legal(Op.PRUNE, chosen.stage, slot=chosen.name)
+        return self._clear(chosen)
+
+    def _event(self, slot: Slot, kind: str) -> Event:
+        return Event(self.decision, slot.name, kind, slot.stage, slot.blueprint, slot.alpha)
+
+    # ------------------------------------------------------------------------------------------- readings
+
+    def slot_readings(self) -> list[SlotReading]:
+        """What is known about every slot, for the observation."""
+        affordable = self._affordable().mean(axis=1)
+        host = number(self.host_gradient_rms)
+        return [
+            SlotReading(
+                kind=slot.spec.kind,
+                channels=slot.spec.channels,
+                positions=slot.spec.positions,
+                depth=slot.depth,
+                stage=slot.stage,
+                blueprint=slot.life.blueprint,
+                style=slot.life.style,
+                alpha=slot.alpha,
+                alpha_target=slot.life.alpha_target,
+                ramp_progress=None if slot.life.ramp is None else slot.life.ramp.progress,
+                pruning=slot.life.pruning,
+                decisions_in_stage=slot.life.decisions_in_stage,
+                decisions_since_germination=slot.life.decisions_since_germination,
+                embargo_left=slot.life.embargo_left,
+                seed_params=slot.seed_params,
+                contribution=slot.life.contribution,
+                contribution_before=slot.life.contribution_before,
+                contribution_age=slot.life.contribution_age,
+                seed_gradient_rms=number(slot.statistics.seed_gradient_rms),
+                host_gradient_rms=host,
+                slot_gradient_rms=number(slot.statistics.slot_gradient_rms),
+                activation_rms=number(slot.statistics.activation_rms),
+                seed_output_rms=number(slot.statistics.seed_output_rms),
+                affordable_share=float(affordable[index]),
+                germinations=slot.life.germinations,
+                prunes=slot.life.prunes,
+            )
+            for index, slot in enumerate(self.slots)
+        ]
+
+    @contextmanager
+    def measure(self, on: bool = True) -> Iterator[None]:
+        """Record activation and gradient statistics of the batch inside; ``measure(False)`` does nothing.
+
+        The block holds the forward and the backward pass (and may hold the optimizer's step), but not the next
+        ``zero_grad``: the gradients are read at its end. With several batches inside, the last one counts.
+        """
+        if not on:
+            yield
+            return
+        for slot in self.slots:
+            slot.measure(True)
+        try:
+            yield
+        finally:
+            for slot in self.slots:
+                slot.measure(False)
+        self.host_gradient_rms = _gradient_rms(self.model.parameters())
+        for slot in self.slots:
+            slot.statistics.seed_gradient_rms = _gradient_rms(slot.parameters())
+
+    @contextmanager
+    def switched_off(self, slot: int) -> Iterator[None]:
+        """Inside, the host runs as if this slot had no seed.
+
+        The host's own running statistics stay as they are: in a host with BatchNorm they are those of the blended
+        network, which flatters neither side but is not what the host would have learned alone.
+        """
+        with self.slots[slot].as_if(Mode.OFF):
+            yield
+
+    @contextmanager
+    def as_if_blended(self, slot: int, alpha: float | None = None) -> Iterator[None]:
+        """Inside, this slot's seed is blended in at ``alpha`` (default: its target, 1 for a seed in TRAINING)."""
+        chosen = self.slots[slot]
+        if alpha is None:
+            alpha = 1.0 if chosen.life.alpha_target is None else chosen.life.alpha_target
+        with chosen.as_if(Mode.BLENDED, alpha):
+            yield
+
+    # ------------------------------------------------------------------------------------------- taking it away
+
+    def grown_model(self) -> nn.Module:
+        """A plain copy of the network as it is now: a deep copy of the host with every seed of alpha > 0 built in.
+
+        It keeps no books, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
+        """
+        with ExitStack() as stack:
+            for slot in self.slots:
+                slot.detach()
+                stack.callback(slot.refresh)
+            return assemble(self.model, [s for s in self.slots if s.seed is not None and s.alpha > 0])
+
+    def remove(self) -> None:
+        """Take hooks off the host and seeds out of the optimizer: both are as if the host had never grown.
+
+        This network must not be used any more. Call :meth:`grown_model` first to keep what has grown.
+        """
+        for slot in self.slots:
+            slot.detach()
+        if self.optimizer is not None:
+            surgery.leave(self.optimizer, self.seed_parameters())
+        _HOSTS.discard(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs but the host's weights; ``torch.load(weights_only=True)`` reads it.
+
+        To resume: build model, optimizer and network as at the start, then load *this state first* (it rebuilds the
+        seeds and puts their parameters back into the optimizer's groups at their positions), then the model's and the
+        optimizer's.
+        """
+        return saved_state.save(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what :meth:`state_dict` saved. Load this before the optimizer's state.
+
+        Raises:
+            ValueError: If the state is of another format or another host; nothing has changed then.
+        """
+        saved_state.load(self, state)
+
+
+def _gradient_rms(parameters: Any) -> Tensor | None:
+    """Root mean square over all gradient entries; ``None`` if there are no gradients."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return None
+    total = sum(g.numel() for g in gradients)
+    norms = torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])
+    return torch.linalg.vector_norm(norms) / total**0.5

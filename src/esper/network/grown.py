@@ -1,0 +1,61 @@
+"""The grown network as a plain module: no hooks, no books."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from esper.network.seed import Seed
+from esper.network.slot import Slot
+from esper.network.survey import Port
+
+
+def _blend(module: nn.Module, args: Any, output: Any) -> Any:
+    assert isinstance(module, GrownModule)
+    return module.port.write(output, module.seed.blend(module.port.read(output)))
+
+
+class GrownModule(nn.Module):
+    """A submodule of the host with a seed blended into its output, at a fixed alpha.
+
+    It answers for the submodule: attributes that it does not have itself are the submodule's. The blend is a forward
+    hook on itself because fused kernels (``nn.TransformerEncoderLayer`` in evaluation), which read a submodule's
+    weights instead of calling it, stand back where there are hooks; they would pass over the seed in silence.
+    """
+
+    def __init__(self, host: nn.Module, seed: Seed, port: Port) -> None:
+        super().__init__()
+        self.host = host
+        self.seed = seed
+        self.port = port
+        self.training = host.training
+        self.register_forward_hook(_blend)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The submodule's own output; the hook blends the seed in."""
+        return self.host(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("host"), name)
+
+
+def assemble(model: nn.Module, slots: Iterable[Slot]) -> nn.Module:
+    """A deep copy of ``model``, which must carry no hooks of the slots, with the seeds of ``slots`` built in."""
+    grown = copy.deepcopy(model)
+    targets = [(grown.get_submodule(slot.name), slot) for slot in slots]
+    for target, slot in targets:
+        assert slot.seed is not None
+        seed = copy.deepcopy(slot.seed)
+        seed.whole = slot.alpha == 1
+        wrapped = GrownModule(target, seed, slot.port)
+        for parent in [m for m in grown.modules() if m is not wrapped]:
+            for name, child in parent._modules.items():
+                if child is target:
+                    parent._modules[name] = wrapped
+    return grown

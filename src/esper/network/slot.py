@@ -1,0 +1,309 @@
+"""A slot of one network: its seed, the books of the seed's life, and the forward hook through which the seed acts.
+
+The rules of a seed's life are in :mod:`esper.lifecycle`; a slot only keeps the books. It trusts its caller
+(:class:`esper.network.growing_network.GrowingNetwork`) to have checked that a move is legal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.lifecycle import EMBARGO_DECISIONS, Stage
+from esper.network.alpha import Ramp
+from esper.network.blueprints import SlotSpec
+from esper.network.seed import Seed, straight_through
+from esper.network.survey import Site
+
+
+class Mode(Enum):
+    """What a slot's seed does in a forward pass."""
+
+    OFF = 0
+    ISOLATED = 1
+    """Learns without being seen or felt; skipped where no gradient is wanted."""
+    BLENDED = 2
+
+
+@dataclass
+class SlotStatistics:
+    """Root mean squares, as 0-dim tensors, of the last batch that was measured; ``None`` where nothing was."""
+
+    activation_rms: Tensor | None = None
+    slot_gradient_rms: Tensor | None = None
+    seed_output_rms: Tensor | None = None
+    seed_gradient_rms: Tensor | None = None
+
+
+def rms(tensor: Tensor) -> Tensor:
+    """Root mean square of a tensor, 0-dim, in float32, outside of any graph."""
+    return tensor.detach().float().square().mean().sqrt()
+
+
+def number(value: Tensor | None) -> float | None:
+    """A statistic as a plain number."""
+    return None if value is None else float(value)
+
+
+@dataclass
+class Life:
+    """The books of a slot: everything about it but the seed's weights. Plain values, so that it can be saved."""
+
+    stage: Stage = Stage.DORMANT
+    blueprint: int = -1
+    style: int | None = None
+    alpha: float = 0.0
+    ramp: Ramp | None = None
+    pruning: bool = False
+    decisions_in_stage: int = 0
+    decisions_since_germination: int | None = None
+    embargo_left: int = 0
+    germinations: int = 0
+    prunes: int = 0
+    alpha_target: float | None = None
+    contribution: float | None = None
+    contribution_before: float | None = None
+    contribution_age: int | None = None
+
+
+class Slot:
+    """A named place in a host where one seed can grow.
+
+    Attributes:
+        name: Path of the submodule whose output is the slot.
+        spec: What it carries.
+        output: Where in the submodule's output its tensor stands, in words.
+        depth: Place among the slots in the order of execution, 0 to 1.
+        seed: The seed, or ``None``.
+        life: The books.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self.name = site.name
+        self.module = site.module
+        self.spec: SlotSpec = site.spec
+        self.output = site.port.describe()
+        self.depth = site.depth
+        self.port = site.port
+        self.dtype = site.dtype
+        self.device = site.device
+        self.seed: Seed | None = None
+        self.life = Life()
+        self.statistics = SlotStatistics()
+        self._mode = Mode.OFF
+        self._measuring = False
+        self._handle: RemovableHandle | None = None
+
+    # ------------------------------------------------------------------------------------------- what it holds
+
+    @property
+    def stage(self) -> Stage:
+        """Where the seed is in its life."""
+        return self.life.stage
+
+    @property
+    def alpha(self) -> float:
+        """How much of the seed is blended in."""
+        return self.life.alpha
+
+    @property
+    def blueprint(self) -> str | None:
+        """Name of the seed's blueprint."""
+        return BLUEPRINT_NAMES[self.life.blueprint] if self.life.blueprint >= 0 else None
+
+    @property
+    def style(self) -> str | None:
+        """Name of the seed's style."""
+        return STYLES[self.life.style] if self.life.style is not None else None
+
+    @property
+    def seed_params(self) -> int:
+        """Number of parameters that the slot holds now."""
+        return sum(p.numel() for p in self.parameters())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters of the seed."""
+        return [] if self.seed is None else list(self.seed.parameters())
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of the seed, named after the slot."""
+        seed = self.seed
+        return [] if seed is None else [(self.parameter_name(name), p) for name, p in seed.named_parameters()]
+
+    def parameter_name(self, name: str) -> str:
+        """The name outside of the slot of a parameter of its seed."""
+        return f"{self.name}.seed.{name}"
+
+    # ------------------------------------------------------------------------------------------- moves
+
+    def germinate(self, seed: Seed, blueprint: int, style: int) -> None:
+        """DORMANT → TRAINING."""
+        self.seed = seed
+        self.life.blueprint, self.life.style = blueprint, style
+        self.life.alpha_target = None
+        self.life.germinations += 1
+        self.life.decisions_since_germination = 0
+        self.life.contribution = self.life.contribution_before = self.life.contribution_age = None
+        self._enter(Stage.TRAINING)
+
+    def ramp_to(self, target: float, decisions: int, curve: str, *, pruning: bool = False) -> None:
+        """TRAINING, HOLDING or BLENDING → BLENDING towards ``target``."""
+        self.life.ramp = Ramp(self.life.alpha, target, decisions, curve)
+        self.life.alpha_target = target
+        self.life.pruning = pruning
+        if self.life.stage is not Stage.BLENDING:
+            self._enter(Stage.BLENDING)
+
+    def fossilize(self) -> None:
+        """HOLDING → FOSSILIZED: kept for good at the alpha it has."""
+        self._enter(Stage.FOSSILIZED)
+
+    def clear(self) -> None:
+        """The seed goes and the cool-down begins: → EMBARGOED. Its parameters must have left the optimizer."""
+        old = self.life
+        self.seed = None
+        self.statistics = SlotStatistics(self.statistics.activation_rms, self.statistics.slot_gradient_rms)
+        self.life = Life(germinations=old.germinations, prunes=old.prunes + 1, embargo_left=EMBARGO_DECISIONS)
+        self._enter(Stage.EMBARGOED)
+
+    def pass_time(self, *, moved: bool) -> bool:
+        """One decision passes; ``moved`` says that the slot changed its stage in it already.
+
+        Returns:
+            Whether a ramp-down to 0 has ended, so that the seed is due to be cleared.
+        """
+        life = self.life
+        life.decisions_in_stage += not moved
+        if life.contribution_age is not None:
+            life.contribution_age += 1
+        if life.decisions_since_germination is not None and not (moved and life.stage is Stage.TRAINING):
+            life.decisions_since_germination += 1
+        if life.stage is Stage.EMBARGOED and not moved:
+            life.embargo_left -= 1
+            if life.embargo_left == 0:
+                self._enter(Stage.DORMANT)
+        return life.ramp is not None and self._move_alpha(life.ramp.after_one_decision())
+
+    def _move_alpha(self, ramp: Ramp) -> bool:
+        self.life.ramp = ramp
+        self.life.alpha = ramp.alpha
+        self._write_alpha(ramp.alpha)
+        if ramp.finished and not self.life.pruning:
+            self.life.ramp = None
+            self._enter(Stage.HOLDING)
+        return ramp.finished and self.life.pruning
+
+    def _enter(self, stage: Stage) -> None:
+        self.life.stage = stage
+        self.life.decisions_in_stage = 0
+        self.refresh()
+
+    def _write_alpha(self, alpha: float) -> None:
+        if self.seed is not None:
+            self.seed.alpha.fill_(alpha)
+            self.seed.whole = alpha == 1 and self.life.stage is Stage.FOSSILIZED
+
+    # ------------------------------------------------------------------------------------------- the hook
+
+    def refresh(self) -> None:
+        """Make the hook agree with the books. A slot without a seed has no hook at all, so it costs nothing."""
+        self._write_alpha(self.life.alpha)
+        if self.seed is None:
+            self._mode = Mode.OFF
+        else:
+            self._mode = Mode.ISOLATED if self.life.stage is Stage.TRAINING else Mode.BLENDED
+        wanted = self.seed is not None or self._measuring
+        if wanted and self._handle is None:
+            self._handle = self.module.register_forward_hook(self._hook)
+        elif not wanted:
+            self.detach()
+
+    def detach(self) -> None:
+        """Take the hook off the host."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _hook(self, module: nn.Module, args: Any, output: Any) -> Any:
+        mode = self._mode
+        if mode is Mode.ISOLATED and not (module.training and torch.is_grad_enabled()):
+            mode = Mode.OFF
+        if mode is Mode.OFF and not self._measuring:
+            return None
+        h = self.port.read(output)
+        if h.dim() != len(self.spec.spatial) + 2 or h.shape[self.spec.channel_dim] != self.spec.channels:
+            raise ValueError(
+                f"slot '{self.name}' carried {self.spec.kind}s of {self.spec.channels} channels in the example but now "
+                f"outputs {tuple(h.shape)}; a slot must keep its kind and its number of channels"
+            )
+        joined = self._join(h, mode)
+        return None if joined is h else self.port.write(output, joined)
+
+    def _join(self, h: Tensor, mode: Mode) -> Tensor:
+        effect: Tensor | None = None
+        if mode is Mode.OFF or self.seed is None:
+            # A hook on a view misses its gradient where the host goes on in place; a copy does not.
+            joined = h.clone() if self._measuring and h.requires_grad else h
+        elif mode is Mode.ISOLATED:
+            effect = self.seed.effect(h.detach())
+            joined = straight_through(h, effect)
+        else:
+            effect = self.seed.effect(h)
+            joined = self.seed.mix(h, effect)
+        if self._measuring:
+            self._record(h, effect, joined)
+        return joined
+
+    # ------------------------------------------------------------------------------------------- measuring
+
+    def measure(self, on: bool) -> None:
+        """Start or stop recording statistics of the batches that pass."""
+        self._measuring = on
+        self.refresh()
+
+    def _record(self, h: Tensor, effect: Tensor | None, joined: Tensor) -> None:
+        self.statistics.activation_rms = rms(h)
+        if effect is not None:
+            self.statistics.seed_output_rms = rms(effect)
+        if joined.requires_grad:
+            joined.register_hook(self._record_gradient)
+
+    def _record_gradient(self, grad: Tensor) -> None:
+        self.statistics.slot_gradient_rms = rms(grad)
+
+    def enter_contribution(self, value: float) -> None:
+        """Enter a contribution that was measured now."""
+        self.life.contribution_before = self.life.contribution
+        self.life.contribution = value
+        self.life.contribution_age = 0
+
+    # ------------------------------------------------------------------------------------------- as if
+
+    @contextmanager
+    def as_if(self, mode: Mode, alpha: float | None = None) -> Iterator[None]:
+        """For a while the seed acts in another mode, at another alpha; the books stay as they are."""
+        before = self._mode
+        self._mode = mode
+        if alpha is not None:
+            self._write_alpha(alpha)
+        try:
+            yield
+        finally:
+            self._mode = before
+            self._write_alpha(self.life.alpha)
+
+
+def device_of(slot: Slot, model: nn.Module) -> torch.device:
+    """Where the slot's module is now; a model may have moved since the example."""
+    for module in (slot.module, model):
+        for parameter in module.parameters():
+            return parameter.device
+    return slot.device

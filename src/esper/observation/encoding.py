@@ -1,0 +1,38 @@
+"""From readings to the numbers of an observation: sizes, names, bounds, and the encoding itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from esper.observation.fields import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKNOWN
+from esper.observation.readings import RunReading
+
+
+def features_size(num_slots: int) -> int:
+    """Length of the flat features, ``24 + 34·S``."""
+    return RUN_SIZE + SLOT_SIZE * num_slots
+
+
+def feature_names(num_slots: int) -> list[str]:
+    """Name of every feature, in order: ``score``, …, ``slot0.alpha``, …."""
+    return [f.name for f in RUN_FIELDS] + [f"slot{s}.{f.name}" for s in range(num_slots) for f in SLOT_FIELDS]
+
+
+def feature_bounds(num_slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound of every feature, float32 ``[24 + 34·S]``; ``UNKNOWN`` counts in the lower bound."""
+    fields = RUN_FIELDS + SLOT_FIELDS * num_slots
+    low = np.full(len(fields), UNKNOWN, dtype=np.float32)
+    return low, np.array([f.high for f in fields], dtype=np.float32)
+
+
+def encode(run: RunReading) -> tuple[np.ndarray, np.ndarray]:
+    """Encode one run.
+
+    Returns:
+        features: float32 ``[24 + 34·S]``, every number finite, known values in [-1, 1].
+        blueprints: int64 ``[S]``, index of each slot's blueprint, −1 for an empty slot.
+    """
+    numbers = [f.encode(run) for f in RUN_FIELDS]
+    for slot in run.slots:
+        numbers.extend(f.encode(slot, run) for f in SLOT_FIELDS)
+    return np.array(numbers, dtype=np.float32), np.array([s.blueprint for s in run.slots], dtype=np.int64)

@@ -1,0 +1,93 @@
+"""Raw readings of a training run and of its slots: what an observation is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from esper.actions import BLUEPRINT_NAMES
+from esper.lifecycle import Stage
+
+
+@dataclass
+class SlotReading:
+    """Raw readings of one slot after a decision; ``None`` means unknown or not applicable.
+
+    Sizes are counts of scalars; ``contribution`` is a difference of validation scores.
+    """
+
+    kind: str
+    """``"vector"``, ``"sequence"`` or ``"image"``."""
+    channels: int
+    positions: int
+    """Length of a sequence, height × width of an image, 1 for a vector."""
+    depth: float
+    """Place among the slots in the order of execution, 0 (first) to 1 (last)."""
+    stage: Stage = Stage.DORMANT
+    blueprint: int = -1
+    style: int | None = None
+    alpha: float = 0.0
+    alpha_target: float | None = None
+    ramp_progress: float | None = None
+    """Share of the running alpha ramp that is done, 0 to 1."""
+    pruning: bool = False
+    decisions_in_stage: int = 0
+    decisions_since_germination: int | None = None
+    embargo_left: int = 0
+    seed_params: int = 0
+    contribution: float | None = None
+    """Score with the seed at its target less score with the seed off (counterfactual)."""
+    contribution_before: float | None = None
+    """The contribution measured one decision earlier."""
+    contribution_age: int | None = None
+    """Decisions since the contribution was measured."""
+    seed_gradient_rms: float | None = None
+    host_gradient_rms: float | None = None
+    """RMS of the loss gradient with respect to the host's own parameters."""
+    slot_gradient_rms: float | None = None
+    """RMS of the loss gradient with respect to the slot's output."""
+    activation_rms: float | None = None
+    seed_output_rms: float | None = None
+    """RMS of what the seed adds to (or would add to) the slot's output."""
+    affordable_share: float | None = None
+    """Share of the blueprints that fit the slot and the budget that is left."""
+    germinations: int = 0
+    prunes: int = 0
+
+    @property
+    def blueprint_name(self) -> str | None:
+        """Name of the seed's blueprint; ``None`` in an empty slot."""
+        return BLUEPRINT_NAMES[self.blueprint] if self.blueprint >= 0 else None
+
+
+@dataclass
+class RunReading:
+    """Raw readings of one training run after a decision. Histories are oldest first, one entry a decision."""
+
+    decision: int
+    horizon: int | None
+    scores: Sequence[float]
+    """Validation scores in [0, 1]."""
+    train_losses: Sequence[float]
+    val_losses: Sequence[float]
+    host_params: int
+    added_params: int
+    rent: float
+    budget: int | None = None
+    """Cap on added parameters; ``None`` means no cap."""
+    learning_rate: float | None = None
+    train_samples: int | None = None
+    chance_score: float | None = None
+    rolled_back: bool = False
+    slots: list[SlotReading] = field(default_factory=list)
+
+
+def doublings(host_params: int, added_params: int) -> float:
+    """log2(parameters / parameters of the host): what rent is charged on."""
+    return math.log2((host_params + added_params) / host_params)
+
+
+def size_ratio(run: RunReading) -> float:
+    """The doublings of a run so far."""
+    return doublings(run.host_params, run.added_params)

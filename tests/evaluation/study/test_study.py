@@ -1,0 +1,172 @@
+"""A study runs every arm, goes on where it stopped, counts its compute rightly and ends in a page a browser shows."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from episodes import quick_task
+from esper.cli import main
+from esper.commands.compare import write_report
+from esper.env.growth_env import GrowthVectorEnv
+from esper.evaluation.episodes import EpisodeResult, run_episodes
+from esper.evaluation.study.architectures import (
+    Architecture,
+    EarliestGrowth,
+    episode_of,
+    random_architectures,
+    train_from_scratch,
+)
+from esper.evaluation.study.gromo import obstacle
+from esper.evaluation.study.study import Study, StudyConfig
+from esper.simic.training.config import NetworkConfig
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
+from esper.tasks import get_task
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def test_an_empty_architecture_is_the_host_alone():
+    env = GrowthVectorEnv(1, quick_task("digits", horizon=3), autoreset_mode="NextStep", engine="loop")
+    alone = run_episodes(env, WaitPolicy(), [7], arm="host alone")[0]
+    scratch = train_from_scratch(env.task, episode_of(env.task, 7, 0.02), Architecture(()), arm="empty")
+    assert scratch.scores == alone.scores
+    assert scratch.test_score == alone.test_score
+    assert scratch.train_flops == alone.train_flops
+
+
+def test_a_grown_architecture_is_trained_from_scratch_with_as_many_parameters():
+    env = GrowthVectorEnv(1, quick_task("digits", horizon=8), autoreset_mode="NextStep", engine="loop")
+    grown = run_episodes(env, FixedSchedulePolicy(), [7], arm="fixed")[0]
+    assert EpisodeResult.from_json(json.loads(json.dumps(grown.to_json()))) == grown
+    architecture = Architecture(tuple(grown.architecture))
+    scratch = train_from_scratch(env.task, episode_of(env.task, 7, 0.02), architecture, arm="scratch", decisions=2)
+    assert len(architecture.blocks) == 3
+    assert scratch.added_params == grown.added_params
+    assert scratch.architecture == grown.architecture
+    assert len(scratch.scores) == 3
+
+
+def test_known_networks_are_grown_as_early_as_the_lifecycle_allows():
+    task = quick_task("digits", horizon=10)
+    slots = ("block3", "block1", "block2")
+    networks = [
+        Architecture(tuple((slot, "depthwise", "add", 1.0) for slot in slots)),
+        Architecture((("block2", "mlp", "gate", 0.5),)),
+        Architecture(()),
+    ]
+    env = GrowthVectorEnv(3, task, autoreset_mode="NextStep")
+    grown = run_episodes(env, EarliestGrowth(task, networks), [1, 2, 3], arm="")
+    env.close()
+    for result, network in zip(grown, networks, strict=True):
+        assert sorted(result.architecture) == sorted(network.blocks)
+    assert grown[0].ops == ["GERMINATE"] * 3 + ["ADVANCE"] * 3 + ["FOSSILIZE"] * 3 + ["WAIT"]
+    assert grown[2].ops == ["WAIT"] * 10
+
+
+def test_random_architectures_depend_on_the_seed_alone():
+    task = quick_task("digits")
+    assert random_architectures(task, 5, seed=1) == random_architectures(task, 5, seed=1)
+    assert random_architectures(task, 5, seed=1) != random_architectures(task, 5, seed=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A small but real study of an untrained policy, on two tasks."""
+    from esper import simic  # noqa: PLC0415
+    from esper.simic.training.config import TrainConfig  # noqa: PLC0415
+
+    directory = tmp_path_factory.mktemp("study")
+    env = GrowthVectorEnv(2, quick_task("wine", horizon=4))
+    config = TrainConfig(updates=1, num_steps=4, network=NetworkConfig(hidden_dim=16), normalize_observations=False)
+    simic.train([env], config=config, run_dir=directory / "run").policy.save(directory / "policy")
+    policy, out = str(directory / "policy"), str(directory / "out")
+    arguments = ["compare", "--task", "wine", "spirals", "--policy", policy, "--out", out, "--quiet"]
+    arguments += ["--seeds", "2", "--rents", "0.01", "0.04", "--random-architectures", "2", "--workers", "2"]
+    assert main(arguments) == 0
+    return directory / "out", arguments
+
+
+def test_every_arm_is_in_the_report(finished):
+    directory, _ = finished
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
+    assert len(comparison["claims"]) == 4
+    assert len({row["arm"] for row in comparison["rows"]}) == 15 + (obstacle(get_task("wine")) is None)
+    for row in comparison["rows"]:
+        assert row["arm"] in page or "rent" in row["arm"]
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_a_study_goes_on_where_it_stopped(finished):
+    directory, arguments = finished
+    kept, lost = sorted((directory / "results").iterdir())[:2]
+    before, again = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
+    assert main(arguments) == 0
+    assert kept.stat().st_mtime_ns == before
+    assert lost.read_bytes() == again
+
+
+def test_an_arm_that_cannot_be_run_is_left_out_with_the_reason(finished, tmp_path, monkeypatch):
+    directory = shutil.copytree(finished[0], tmp_path / "out")
+    monkeypatch.setattr("esper.evaluation.study.arms.obstacle", lambda task: "it is too late")
+    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "policy_sha256"}
+    write_report(Study(StudyConfig(**config), directory))
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert "gromo on wine (it is too late)" in page
+    assert "<td>gromo</td>" not in page
+
+
+def test_other_settings_are_refused(finished, capsys):
+    _, arguments = finished
+    assert main([*arguments, "--seed", "5"]) == 2
+    assert "other settings (seed)" in capsys.readouterr().err
+
+
+def test_other_weights_of_the_policy_are_refused(finished, tmp_path, capsys):
+    # as after training it further: what is there was measured on another policy
+    directory, arguments = finished
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    mine = tmp_path / "policy"
+    shutil.copytree(config["policy"], mine)
+    arguments = [str(mine) if a == config["policy"] else a for a in arguments]
+    arguments[arguments.index("--out") + 1] = str(shutil.copytree(directory, tmp_path / "out"))
+    stored = tmp_path / "out" / "config.json"
+    stored.write_text(json.dumps(config | {"policy": str(mine)}), encoding="utf-8")
+    bundle = LSTMPolicyBundle.load(mine)
+    bundle.save(mine)
+    assert main(arguments) == 0
+    with torch.no_grad():
+        bundle.network.critic.bias += 1
+    bundle.save(mine)
+    assert main(arguments) == 2
+    assert "other settings (policy_sha256)" in capsys.readouterr().err
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="--seeds"):
+        StudyConfig(seeds=1).check()
+    with pytest.raises(ValueError, match="learned policy"):
+        StudyConfig(policy="heuristic").check()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_report_without_complaint(finished, tmp_path):
+    directory, _ = finished
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]  # fmt: skip
+    shown = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path}", "--dump-dom", (directory / "report.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "Verdicts" in shown.stdout
+    assert "CONSOLE" not in shown.stderr

@@ -1,0 +1,133 @@
+"""Contribution: the score with a seed less the score without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from network.hosts import WAIT, advance, fossilize, germinate, prune
+from torch import nn
+
+from esper.network.attribution import contributions
+from esper.network.growing_network import GrowingNetwork
+from esper.network.slot import Mode
+
+
+class Bench:
+    """A host of two identities; a seed in slot s is made to add 2^s · 0.1, so that scores can be worked out by hand."""
+
+    def __init__(self) -> None:
+        self.model = nn.Sequential(nn.Identity(), nn.Identity())
+        self.network = GrowingNetwork(self.model, ["0", "1"], torch.zeros(1, 4))
+        self.calls = 0
+
+    def grow(self, slot: int) -> None:
+        self.network.step(germinate("mlp", slot))
+        seed = self.network.slots[slot].seed
+        assert seed is not None
+        with torch.no_grad():
+            seed.blueprint.out.bias.fill_(0.1 * 2**slot)
+
+    def evaluate(self) -> tuple[float, float]:
+        self.calls += 1
+        assert not torch.is_grad_enabled()
+        return 1.0, self.model.eval()(torch.zeros(1, 4)).mean().item()
+
+    def evaluate_now(self) -> float:
+        with torch.no_grad():
+            return self.evaluate()[1]
+
+    def contributions(self, baseline: tuple[float, float] | None = None) -> dict[int, float]:
+        self.calls = 0
+        return contributions(self.network, self.evaluate, baseline)
+
+
+def test_nothing_to_measure_costs_nothing() -> None:
+    bench = Bench()
+    assert bench.contributions() == {}
+    assert bench.calls == 0
+
+
+def test_a_seed_in_training_is_measured_as_if_blended_at_alpha_1() -> None:
+    bench = Bench()
+    bench.grow(1)
+    assert bench.contributions() == {1: pytest.approx(0.2)}
+    assert bench.calls == 2
+    assert bench.contributions(baseline=(1.0, 0.0)) == {1: pytest.approx(0.2)}
+    assert bench.calls == 1
+
+
+def test_a_seed_in_mid_blend_is_measured_at_its_target() -> None:
+    bench = Bench()
+    bench.grow(1)
+    bench.network.step(advance(1, "standard", 0.5))
+    baseline = (1.0, bench.evaluate_now())
+    assert bench.contributions(baseline) == {1: pytest.approx(0.1)}
+    assert bench.calls == 2
+
+
+def test_a_seed_on_probation_needs_one_evaluation_beside_the_baseline() -> None:
+    bench = Bench()
+    bench.grow(0)
+    bench.grow(1)
+    bench.network.step(advance(0, target=0.7))
+    bench.network.step(advance(1))
+    score = bench.evaluate_now()
+    assert score == pytest.approx(0.27)
+    assert bench.contributions(baseline=(1.0, score)) == {0: pytest.approx(0.07), 1: pytest.approx(0.2)}
+    assert bench.calls == 2
+    assert bench.evaluate_now() == score, "measuring has changed the network"
+
+
+def test_fossils_and_seeds_that_are_being_pruned_are_not_measured() -> None:
+    bench = Bench()
+    bench.grow(0)
+    bench.grow(1)
+    bench.network.step(advance(0))
+    bench.network.step(advance(1))
+    bench.contributions()
+    bench.network.step(fossilize(0))
+    bench.network.step(prune(1, "slow"))
+    assert bench.contributions() == {}
+    kept = bench.network.slot_readings()
+    assert [r.contribution for r in kept] == [pytest.approx(0.1), pytest.approx(0.2)]
+    assert [r.contribution_age for r in kept] == [2, 2]
+
+
+def test_the_books_keep_the_latest_two_and_their_age() -> None:
+    bench = Bench()
+    bench.grow(1)
+
+    def books() -> tuple[float | None, float | None, int | None]:
+        reading = bench.network.slot_readings()[1]
+        return reading.contribution, reading.contribution_before, reading.contribution_age
+
+    assert books() == (None, None, None)
+    bench.contributions()
+    assert books() == (pytest.approx(0.2), None, 0)
+    bench.network.step(WAIT)
+    assert books() == (pytest.approx(0.2), None, 1)
+    bench.network.step(advance(1, target=0.5))
+    bench.contributions()
+    assert books() == (pytest.approx(0.1), pytest.approx(0.2), 0)
+    bench.network.step(prune(1))
+    assert books() == (None, None, None)
+
+
+def test_a_score_that_is_not_finite_counts_as_the_worst() -> None:
+    bench = Bench()
+    bench.grow(1)
+    seed = bench.network.slots[1].seed
+    assert seed is not None
+    with torch.no_grad():
+        seed.blueprint.out.bias.fill_(float("nan"))
+    assert contributions(bench.network, bench.evaluate, (1.0, 0.6)) == {1: pytest.approx(-0.6)}
+
+
+@pytest.mark.parametrize("result", [None, 0.5, (1.0,), (1.0, None), "ab"])
+def test_what_evaluate_must_return(result: object) -> None:
+    bench = Bench()
+    bench.grow(0)
+    with pytest.raises(ValueError, match=r"evaluate\(\) must return a pair of numbers"):
+        contributions(bench.network, lambda: result)  # type: ignore[arg-type, return-value]
+    assert bench.network.slot_readings()[0].contribution is None
+    assert bench.network.slots[0]._mode is Mode.ISOLATED

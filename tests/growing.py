@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from network.hosts import host_case
 from torch import nn
 
 import esper
 from esper.actions import Decision
 from esper.network.grown import GrownModule
+from network.hosts import host_case
 
 
 class Loop:

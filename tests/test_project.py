@@ -152,12 +152,27 @@ def test_everything_imported_is_required(pyproject):
                 assert package in required or optional, f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_importing_esper_is_light():
-    """What a user of the growth of one network does not need is not imported."""
-    heavy = ("matplotlib", "sklearn", "tensorboard", "lightning", "transformers", "onnx")
-    code = f"import esper, sys; print([name for name in {heavy} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import esper", ("torch", "scipy", "tyro", "rich")),
+        ("import esper; esper.Growth", ("matplotlib", "sklearn", "tensorboard", "lightning", "transformers", "onnx")),
+    ],
+)
+def test_importing_esper_is_light(code, heavy):
+    """What a user of the growth of one network does not need is not imported, and nothing before it is asked for."""
+    code = f"{code}; import sys; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_front_offers_what_it_names():
+    assert {*esper._HOMES, "__version__"} == set(esper.__all__)
+    assert set(esper.__all__) <= set(dir(esper))
+    for name in esper.__all__:
+        assert getattr(esper, name) is not None
+    with pytest.raises(AttributeError, match="it offers Decision, Growth"):
+        esper.Grwth  # noqa: B018
 
 
 # ---------------------------------------------------------------------- set-up

@@ -1,12 +1,74 @@
-"""Esper grows PyTorch networks while they train."""
+"""Esper grows PyTorch networks while they train.
+
+What most users need is here; each name is imported when it is first asked for, so that ``import esper`` is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from esper.growth import Growth
-from esper.tamiyo.policy.registry import load_policy, make_policy
+if TYPE_CHECKING:
+    from esper.actions import Decision
+    from esper.env.growth_env import GrowthVectorEnv
+    from esper.figure import GrowthRecord, growth_figure
+    from esper.growth import Growth
+    from esper.lifecycle import Op, Stage
+    from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
+    from esper.tamiyo.policy.registry import load_policy, make_policy
+    from esper.tasks import Splits, Task, register_task
 
-__version__ = "0.1.0"
-__all__ = ["Growth", "__version__", "load_policy", "make_policy"]
+__version__ = "0.2.0"
+__all__ = [
+    "Decision",
+    "Growth",
+    "GrowthRecord",
+    "GrowthVectorEnv",
+    "Op",
+    "Policy",
+    "RulePolicy",
+    "RunView",
+    "Splits",
+    "Stage",
+    "Task",
+    "__version__",
+    "growth_figure",
+    "load_policy",
+    "make_policy",
+    "register_task",
+]
+
+_HOMES = {
+    "Decision": "esper.actions",
+    "Growth": "esper.growth",
+    "GrowthRecord": "esper.figure",
+    "GrowthVectorEnv": "esper.env.growth_env",
+    "Op": "esper.lifecycle",
+    "Policy": "esper.tamiyo.policy.protocol",
+    "RulePolicy": "esper.tamiyo.policy.protocol",
+    "RunView": "esper.tamiyo.policy.protocol",
+    "Splits": "esper.tasks",
+    "Stage": "esper.lifecycle",
+    "Task": "esper.tasks",
+    "growth_figure": "esper.figure",
+    "load_policy": "esper.tamiyo.policy.registry",
+    "make_policy": "esper.tamiyo.policy.registry",
+    "register_task": "esper.tasks",
+}
+"""Where each name lives."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'esper' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 gymnasium.register(
     "esper/Growth-v0",

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise, zip_longest
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib.style
@@ -21,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from esper.files import written_whole
 from esper.lifecycle import Stage
 
 # Colours that stay apart in the three common kinds of colour blindness and in grey.
@@ -129,14 +129,8 @@ def growth_figure(record: GrowthRecord, path: str | os.PathLike[str]) -> None:
     """
     with matplotlib.style.context("default"):
         figure = _draw(record)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        with written_whole(path) as unfinished:
             figure.savefig(unfinished, format="png", dpi=_DPI)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def _draw(record: GrowthRecord) -> Figure:

@@ -6,9 +6,9 @@ import gc
 
 import pytest
 import torch
-from network.hosts import WAIT, advance, germinate, prune
 
 from growing import Loop
+from network.hosts import WAIT, advance, germinate, prune
 
 # torch.compile warns itself where it traces an autograd function
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")

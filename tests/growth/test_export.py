@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from network.hosts import advance, fossilize, germinate
 
 from growing import Loop
+from network.hosts import advance, fossilize, germinate
 
 RUN = """
 import sys

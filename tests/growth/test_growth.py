@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from network.hosts import advance, fossilize, germinate, mlp, prune
 from rich.console import Console
 from torch import nn
 
@@ -21,6 +20,7 @@ from esper.network.governor import Governor
 from esper.observation import encode
 from esper.tamiyo.policy.rules import HeuristicPolicy
 from growing import Loop, grown_modules
+from network.hosts import advance, fossilize, germinate, mlp, prune
 
 GROWN = (germinate("mlp"), advance(), fossilize())
 

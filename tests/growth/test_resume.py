@@ -6,11 +6,11 @@ import io
 
 import pytest
 import torch
-from network.hosts import WAIT, advance, fossilize, germinate, prune, retarget, same
 
 from esper.lifecycle import Op
 from esper.tamiyo.policy.rules import HeuristicPolicy
 from growing import Loop
+from network.hosts import WAIT, advance, fossilize, germinate, prune, retarget, same
 
 PLAN = (
     germinate("mlp"),  # DORMANT → TRAINING

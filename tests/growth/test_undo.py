@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import pytest
-from network.hosts import advance, fossilize, germinate, prune, same
 
 from esper.actions import Decision
 from esper.lifecycle import IllegalMoveError, Op
 from esper.network.governor import Governor
 from esper.tamiyo.policy.rules import HeuristicPolicy
 from growing import Loop
+from network.hosts import advance, fossilize, germinate, prune, same
 
 PLAN = (germinate("mlp"), advance(tempo="fast"), germinate("lora", 1), advance(1), prune(1, tempo="fast"), fossilize())
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from network.hosts import advance, fossilize, germinate, mlp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from network.hosts import advance, fossilize, germinate, mlp
 
 lightning = pytest.importorskip("lightning")
 integration = pytest.importorskip("esper.integrations.lightning")

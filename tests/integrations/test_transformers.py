@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from network.hosts import advance, germinate, wake
 from rich.console import Console
 
 import esper
 from esper.actions import Decision
 from esper.tamiyo.policy.rules import FixedSchedulePolicy
+from network.hosts import advance, germinate, wake
 
 transformers = pytest.importorskip("transformers")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from network.hosts import WAIT, advance, fossilize, germinate, prune
 from torch import nn
 
 from esper.network.attribution import contributions
 from esper.network.growing_network import GrowingNetwork
 from esper.network.slot import Mode
+from network.hosts import WAIT, advance, fossilize, germinate, prune
 
 
 class Bench:

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from network.hosts import FITTING, SPECS, germinate, grow, host_case, wake
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.actions import BLUEPRINT_NAMES, STYLES
 from esper.network.blueprints import BLUEPRINTS, SlotSpec, build_blueprint, build_style, count_flops, count_parameters
 from esper.network.seed import Seed, plant
+from network.hosts import FITTING, SPECS, germinate, grow, host_case, wake
 
 EVERY = pytest.mark.parametrize(("name", "kind"), FITTING)
 EVERY_STYLE = pytest.mark.parametrize("style", STYLES)

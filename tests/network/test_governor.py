@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from network.hosts import WAIT, HostCase, advance, germinate, grow, host_case, same, wake
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from esper.lifecycle import Stage
 from esper.network.governor import Governor
 from esper.network.growing_network import GrowingNetwork
+from network.hosts import WAIT, HostCase, advance, germinate, grow, host_case, same, wake
 
 
 class Run:

@@ -8,6 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from esper.actions import BLUEPRINT_NAMES, HEADS, STYLES, Decision
+from esper.lifecycle import EMBARGO_DECISIONS, IllegalMoveError, Op, Stage
+from esper.network.blueprints import count_parameters
+from esper.network.growing_network import BudgetError, GrowingNetwork
+from esper.observation import RunReading, encode
 from network.hosts import (
     WAIT,
     HostCase,
@@ -23,15 +32,6 @@ from network.hosts import (
     same,
     wake,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
-
-from esper.actions import BLUEPRINT_NAMES, HEADS, STYLES, Decision
-from esper.lifecycle import EMBARGO_DECISIONS, IllegalMoveError, Op, Stage
-from esper.network.blueprints import count_parameters
-from esper.network.growing_network import BudgetError, GrowingNetwork
-from esper.observation import RunReading, encode
 
 
 def everything(network: GrowingNetwork) -> dict[str, Any]:

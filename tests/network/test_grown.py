@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from network.hosts import FITTING, WAIT, HostCase, advance, fossilize, germinate, grow, host_case, prune, wake
 from torch import Tensor, nn
 
 from esper.actions import STYLES
 from esper.lifecycle import Stage
 from esper.network.growing_network import GrowingNetwork
 from esper.network.grown import GrownModule
+from network.hosts import FITTING, WAIT, HostCase, advance, fossilize, germinate, grow, host_case, prune, wake
 
 EVERY = pytest.mark.parametrize(("name", "kind"), FITTING)
 

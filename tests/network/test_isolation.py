@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from network.hosts import FITTING, SPECS, HostCase, advance, germinate, grow, host_case, wake
 from torch import Tensor
 
 from esper.actions import STYLES
 from esper.network.seed import TRUST_RADIUS, Seed, isolated_gradient, straight_through
+from network.hosts import FITTING, SPECS, HostCase, advance, germinate, grow, host_case, wake
 
 EVERY = pytest.mark.parametrize(("name", "kind"), FITTING)
 EVERY_STYLE = pytest.mark.parametrize("style", STYLES)

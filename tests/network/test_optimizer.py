@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from network.hosts import WAIT, HostCase, advance, fossilize, germinate, grow, host_case, prune
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim import lr_scheduler as schedulers
 
 from esper.network.growing_network import GrowingNetwork
+from network.hosts import WAIT, HostCase, advance, fossilize, germinate, grow, host_case, prune
 
 OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
     "SGD": lambda groups: SGD(groups, lr=0.05, momentum=0.9),

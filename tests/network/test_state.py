@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from esper.actions import Decision
+from esper.lifecycle import Stage
+from esper.network.growing_network import GrowingNetwork
 from network.hosts import (
     WAIT,
     HostCase,
@@ -21,12 +27,6 @@ from network.hosts import (
     random_decision,
     same,
 )
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import OneCycleLR
-
-from esper.actions import Decision
-from esper.lifecycle import Stage
-from esper.network.growing_network import GrowingNetwork
 
 
 class Run:

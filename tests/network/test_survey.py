@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from network.hosts import CharLM, PerPosition, SmallCNN, advance, germinate, mlp, wake
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification, ViTConfig
@@ -21,6 +20,7 @@ from esper.network.blueprints import SlotSpec
 from esper.network.growing_network import GrowingNetwork
 from esper.network.slot import Slot
 from esper.network.survey import Port, resolve_slots
+from network.hosts import CharLM, PerPosition, SmallCNN, advance, germinate, mlp, wake
 
 
 def slots_of(model: nn.Module, names: list[str], x: Any, **kwargs: Any) -> tuple[Slot, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from esper.files import written_whole
 from esper.network.survey import items_of
 
 
@@ -32,13 +32,8 @@ def export_model(model: nn.Module, example_input: Any, path: Path) -> Path:
     if path.suffix not in writers:
         raise ValueError(f"expected a file name that ends in {' or '.join(writers)}, got '{path.name}'")
     args, kwargs = _arguments(example_input)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with written_whole(path) as unfinished:
         writers[path.suffix](export_program(model, args, kwargs), unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 

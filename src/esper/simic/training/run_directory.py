@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from esper.files import write_json_atomic
+from esper.files import write_json_atomic, written_whole
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint, load_state, save_checkpoint
 from esper.simic.training.config import TrainConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -82,9 +82,8 @@ class RunDirectory:
     def _drop_rows_after(self, update: int) -> None:
         rows = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []
         kept = [row for row in rows if _update_of(row) <= update]
-        fresh = self.metrics_file.with_suffix(".tmp")
-        fresh.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
-        os.replace(fresh, self.metrics_file)
+        with written_whole(self.metrics_file) as fresh:
+            fresh.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Append one row of metrics, to metrics.jsonl and to TensorBoard."""

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from esper.files import written_whole
 from esper.heads import HeadTable
 from esper.tamiyo.networks import checks
 from esper.tamiyo.networks.checks import Hidden, Masks
@@ -213,24 +214,18 @@ class LSTMPolicyBundle:
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write weights, sizes, heads table and statistics to ``directory`` as one file, replaced atomically."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {_NETWORK + name: tensor for name, tensor in self.network.state_dict().items()}
         if self.observation_normalizer is not None:
             statistics = self.observation_normalizer.state_dict()
             tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
         description = {"format": _FORMAT, "network": self.network.config(), "op_share": self.op_share}
-        path = directory / POLICY_FILE
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        path = Path(directory) / POLICY_FILE
+        with written_whole(path) as unfinished:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
                 unfinished,
                 metadata={_HEADER: json.dumps(description)},
             )
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
         return path
 
     @classmethod

@@ -118,7 +118,9 @@ def test_permuting_the_slots_permutes_the_observation(run, random):
 
 
 def test_what_is_not_known_is_not_zero():
-    run = RunReading(0, None, [], [], [], 100, 0, 0.02, slots=[SlotReading("image", 8, 64, 0.0)])
+    run = RunReading(
+        0, None, [], [], [], 100, 0, 0.02, slots=[SlotReading(kind="image", channels=8, positions=64, depth=0.0)]
+    )
     view = ObservationView(*encode(run))
     for name in ("progress", "score", "train_loss", "budget", "score_trend"):
         assert view[name] is None
@@ -128,7 +130,9 @@ def test_what_is_not_known_is_not_zero():
 
 
 def test_a_view_reads_by_name():
-    slots = [SlotReading("vector", 4, 1, 0.0), SlotReading("vector", 4, 1, 1.0, Stage.HOLDING, blueprint=3, alpha=0.5)]
+    carried = {"kind": "vector", "channels": 4, "positions": 1}
+    held = SlotReading(**carried, depth=1.0, stage=Stage.HOLDING, blueprint=3, alpha=0.5)
+    slots = [SlotReading(**carried, depth=0.0), held]
     view = ObservationView(*encode(RunReading(6, 24, [0.25], [1.0], [3.0], 100, 0, 0.02, slots=slots)))
     assert (view["progress"], view["score"], view["val_loss"]) == (0.25, 0.25, 0.75)
     assert (view.stage(0), view.stage(1)) == (Stage.DORMANT, Stage.HOLDING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from weakref import WeakSet
 
@@ -22,7 +22,7 @@ from esper.network.grown import assemble
 from esper.network.seed import plant
 from esper.network.slot import Mode, Slot, device_of, number
 from esper.network.survey import resolve_slots, survey
-from esper.observation import SlotReading
+from esper.observation import SlotReading, SlotState
 
 _HOSTS: WeakSet[nn.Module] = WeakSet()
 """Models that are growing now."""
@@ -315,38 +315,20 @@ class GrowingNetwork:
 
     def slot_readings(self) -> list[SlotReading]:
         """What is known about every slot, for the observation."""
-        affordable = self._affordable().mean(axis=1)
-        host = number(self.host_gradient_rms)
+        host_gradient_rms = number(self.host_gradient_rms)
         return [
             SlotReading(
+                **_state_and_statistics(slot),
                 kind=slot.spec.kind,
                 channels=slot.spec.channels,
                 positions=slot.spec.positions,
                 depth=slot.depth,
-                stage=slot.stage,
-                blueprint=slot.life.blueprint,
-                style=slot.life.style,
-                alpha=slot.alpha,
-                alpha_target=slot.life.alpha_target,
                 ramp_progress=None if slot.life.ramp is None else slot.life.ramp.progress,
-                pruning=slot.life.pruning,
-                decisions_in_stage=slot.life.decisions_in_stage,
-                decisions_since_germination=slot.life.decisions_since_germination,
-                embargo_left=slot.life.embargo_left,
                 seed_params=slot.seed_params,
-                contribution=slot.life.contribution,
-                contribution_before=slot.life.contribution_before,
-                contribution_age=slot.life.contribution_age,
-                seed_gradient_rms=number(slot.statistics.seed_gradient_rms),
-                host_gradient_rms=host,
-                slot_gradient_rms=number(slot.statistics.slot_gradient_rms),
-                activation_rms=number(slot.statistics.activation_rms),
-                seed_output_rms=number(slot.statistics.seed_output_rms),
-                affordable_share=float(affordable[index]),
-                germinations=slot.life.germinations,
-                prunes=slot.life.prunes,
+                host_gradient_rms=host_gradient_rms,
+                affordable_share=float(share),
             )
-            for index, slot in enumerate(self.slots)
+            for slot, share in zip(self.slots, self._affordable().mean(axis=1), strict=True)
         ]
 
     @contextmanager
@@ -429,6 +411,12 @@ class GrowingNetwork:
             ValueError: If the state is of another format or another host; nothing has changed then.
         """
         saved_state.load(self, state)
+
+
+def _state_and_statistics(slot: Slot) -> dict[str, Any]:
+    """What the slot itself holds of its reading, by name."""
+    state = {field.name: getattr(slot.life, field.name) for field in fields(SlotState)}
+    return state | {name: number(value) for name, value in vars(slot.statistics).items()}
 
 
 def _gradient_rms(parameters: Any) -> Tensor | None:

@@ -22,6 +22,7 @@ from esper.network.alpha import Ramp
 from esper.network.blueprints import SlotSpec
 from esper.network.seed import Seed, straight_through
 from esper.network.survey import Site
+from esper.observation import SlotState, SlotStatistics
 
 
 class Mode(Enum):
@@ -31,16 +32,6 @@ class Mode(Enum):
     ISOLATED = 1
     """Learns without being seen or felt; skipped where no gradient is wanted."""
     BLENDED = 2
-
-
-@dataclass
-class SlotStatistics:
-    """Root mean squares, as 0-dim tensors, of the last batch that was measured; ``None`` where nothing was."""
-
-    activation_rms: Tensor | None = None
-    slot_gradient_rms: Tensor | None = None
-    seed_output_rms: Tensor | None = None
-    seed_gradient_rms: Tensor | None = None
 
 
 def rms(tensor: Tensor) -> Tensor:
@@ -54,24 +45,10 @@ def number(value: Tensor | None) -> float | None:
 
 
 @dataclass
-class Life:
-    """The books of a slot: everything about it but the seed's weights. Plain values, so that it can be saved."""
+class Life(SlotState):
+    """The state of a slot: everything about it but the seed's weights. Plain values, so that it can be saved."""
 
-    stage: Stage = Stage.DORMANT
-    blueprint: int = -1
-    style: int | None = None
-    alpha: float = 0.0
     ramp: Ramp | None = None
-    pruning: bool = False
-    decisions_in_stage: int = 0
-    decisions_since_germination: int | None = None
-    embargo_left: int = 0
-    germinations: int = 0
-    prunes: int = 0
-    alpha_target: float | None = None
-    contribution: float | None = None
-    contribution_before: float | None = None
-    contribution_age: int | None = None
 
 
 class Slot:
@@ -97,7 +74,7 @@ class Slot:
         self.device = site.device
         self.seed: Seed | None = None
         self.life = Life()
-        self.statistics = SlotStatistics()
+        self.statistics: SlotStatistics[Tensor] = SlotStatistics()
         self._mode = Mode.OFF
         self._measuring = False
         self._handle: RemovableHandle | None = None

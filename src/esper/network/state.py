@@ -14,7 +14,8 @@ from esper.lifecycle import Stage
 from esper.network import optimizer as surgery
 from esper.network.alpha import Ramp
 from esper.network.seed import Seed, plant
-from esper.network.slot import Life, Slot, SlotStatistics, device_of, number
+from esper.network.slot import Life, Slot, device_of, number
+from esper.observation import SlotStatistics
 
 if TYPE_CHECKING:
     from esper.network.growing_network import GrowingNetwork

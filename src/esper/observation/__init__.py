@@ -7,7 +7,7 @@ outside the range of every known value, never as a silent zero.
 
 from esper.observation.encoding import encode, feature_bounds, feature_names, features_size
 from esper.observation.fields import CONTRIBUTION_SCALE, RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKNOWN, Field
-from esper.observation.readings import RunReading, SlotReading, doublings, size_ratio
+from esper.observation.readings import RunReading, SlotReading, SlotState, SlotStatistics, doublings, size_ratio
 from esper.observation.view import ObservationView
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "ObservationView",
     "RunReading",
     "SlotReading",
+    "SlotState",
+    "SlotStatistics",
     "doublings",
     "encode",
     "feature_bounds",

@@ -5,17 +5,53 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from esper.actions import BLUEPRINT_NAMES
 from esper.lifecycle import Stage
 
+Number = TypeVar("Number")
+"""What a statistic is kept in: a tensor while it is measured, a plain number in a reading."""
+
 
 @dataclass
-class SlotReading:
-    """Raw readings of one slot after a decision; ``None`` means unknown or not applicable.
+class SlotState:
+    """The state of a slot that a controller may see. ``None`` means not known (yet) or not applicable."""
 
-    Sizes are counts of scalars; ``contribution`` is a difference of validation scores.
-    """
+    stage: Stage = Stage.DORMANT
+    blueprint: int = -1
+    style: int | None = None
+    alpha: float = 0.0
+    alpha_target: float | None = None
+    pruning: bool = False
+    decisions_in_stage: int = 0
+    decisions_since_germination: int | None = None
+    embargo_left: int = 0
+    contribution: float | None = None
+    """Score with the seed at its target less score with the seed off (counterfactual)."""
+    contribution_before: float | None = None
+    """The contribution measured one decision earlier."""
+    contribution_age: int | None = None
+    """Decisions since the contribution was measured."""
+    germinations: int = 0
+    prunes: int = 0
+
+
+@dataclass
+class SlotStatistics(Generic[Number]):
+    """Root mean squares of the last batch that was measured; ``None`` where nothing was."""
+
+    activation_rms: Number | None = None
+    slot_gradient_rms: Number | None = None
+    """Of the loss gradient with respect to the slot's output."""
+    seed_output_rms: Number | None = None
+    """Of what the seed adds to (or would add to) the slot's output."""
+    seed_gradient_rms: Number | None = None
+
+
+@dataclass(kw_only=True)
+class SlotReading(SlotState, SlotStatistics[float]):
+    """Raw readings of one slot after a decision: its state, its statistics, and what its surroundings say of it."""
 
     kind: str
     """``"vector"``, ``"sequence"`` or ``"image"``."""
@@ -24,36 +60,13 @@ class SlotReading:
     """Length of a sequence, height × width of an image, 1 for a vector."""
     depth: float
     """Place among the slots in the order of execution, 0 (first) to 1 (last)."""
-    stage: Stage = Stage.DORMANT
-    blueprint: int = -1
-    style: int | None = None
-    alpha: float = 0.0
-    alpha_target: float | None = None
     ramp_progress: float | None = None
     """Share of the running alpha ramp that is done, 0 to 1."""
-    pruning: bool = False
-    decisions_in_stage: int = 0
-    decisions_since_germination: int | None = None
-    embargo_left: int = 0
     seed_params: int = 0
-    contribution: float | None = None
-    """Score with the seed at its target less score with the seed off (counterfactual)."""
-    contribution_before: float | None = None
-    """The contribution measured one decision earlier."""
-    contribution_age: int | None = None
-    """Decisions since the contribution was measured."""
-    seed_gradient_rms: float | None = None
     host_gradient_rms: float | None = None
-    """RMS of the loss gradient with respect to the host's own parameters."""
-    slot_gradient_rms: float | None = None
-    """RMS of the loss gradient with respect to the slot's output."""
-    activation_rms: float | None = None
-    seed_output_rms: float | None = None
-    """RMS of what the seed adds to (or would add to) the slot's output."""
+    """Root mean square of the loss gradient with respect to the host's own parameters."""
     affordable_share: float | None = None
     """Share of the blueprints that fit the slot and the budget that is left."""
-    germinations: int = 0
-    prunes: int = 0
 
     @property
     def blueprint_name(self) -> str | None:
@@ -63,7 +76,7 @@ class SlotReading:
 
 @dataclass
 class RunReading:
-    """Raw readings of one training run after a decision. Histories are oldest first, one entry a decision."""
+    """Raw readings of one training run after a decision. Histories are oldest first, one entry per decision."""
 
     decision: int
     horizon: int | None

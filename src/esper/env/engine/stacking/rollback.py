@@ -11,7 +11,8 @@ from esper.env.engine.stacking.pool import Saved
 from esper.env.engine.stacking.stack import HostStack, Placed, StackedRun
 from esper.network.governor import Governor
 from esper.network.seed import Seed
-from esper.network.slot import Life, Slot, SlotStatistics
+from esper.network.slot import Life, Slot
+from esper.observation import SlotStatistics
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class SlotSnapshot:
     """A slot as it was; its seed, if any, with the row that held its parameters."""
 
     life: Life
-    statistics: SlotStatistics
+    statistics: SlotStatistics[Tensor]
     placed: Placed | None
     weights: Saved | None
 

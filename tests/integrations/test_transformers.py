@@ -13,7 +13,7 @@ from rich.console import Console
 import esper
 from esper.actions import Decision
 from esper.tamiyo.policy.rules import FixedSchedulePolicy
-from network.hosts import advance, germinate, wake
+from network.hosts import advance, germinate, of_host, wake
 
 transformers = pytest.importorskip("transformers")
 
@@ -66,7 +66,7 @@ def test_models_of_transformers_grow(make, auto):
         model(**inputs, labels=labels).loss.backward()
         optimizer.step()
         growth.step(evaluate)
-    assert list(model.state_dict()) == names
+    assert list(of_host(model.state_dict().items())) == names
     assert {slot.alpha for slot in growth.network.slots} == {1.0}
     summary = io.StringIO()
     growth.summary(Console(file=summary, width=140))

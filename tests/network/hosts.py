@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, STYLES, TEMPOS
 from esper.lifecycle import Op
 from esper.network.blueprints import BLUEPRINTS, SlotSpec
 from esper.network.growing_network import GrowingNetwork
+from esper.network.placing import is_of_seed
 
 SPECS = {
     "vector": SlotSpec("vector", 8),
@@ -25,6 +27,11 @@ FITTING = [(name, kind) for kind, spec in SPECS.items() for name, b in BLUEPRINT
 """Every blueprint with every kind of slot that it fits."""
 
 WAIT = Decision()
+
+
+def of_host(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Those of a growing model's named parameters, buffers or entries of its state that are the host's own."""
+    return {name: value for name, value in named if not is_of_seed(name)}
 
 
 class PerPosition(nn.Module):

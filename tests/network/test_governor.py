@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from esper.lifecycle import Stage
 from esper.network.governor import Governor
 from esper.network.growing_network import GrowingNetwork
-from network.hosts import WAIT, HostCase, advance, germinate, grow, host_case, same, wake
+from network.hosts import WAIT, HostCase, advance, germinate, grow, host_case, of_host, same, wake
 
 
 class Run:
@@ -166,13 +166,13 @@ def test_a_learning_rate_spike_blames_no_settled_seed() -> None:
     for _ in range(4):
         run.network.step(WAIT)
         run.good_interval()
-    good = copy.deepcopy(run.case.model.state_dict())
+    good = copy.deepcopy(of_host(run.case.model.state_dict().items()))
     run.optimizer.param_groups[0]["lr"] = 1e4
     run.network.step(WAIT)
     assert run.governor.check(run.train())
     run.optimizer.param_groups[0]["lr"] = 0.01
     events = run.governor.roll_back()
-    assert same(dict(run.case.model.state_dict()), dict(good))
+    assert same(of_host(run.case.model.state_dict().items()), good)
     assert run.network.slots[0].stage in (Stage.HOLDING, Stage.EMBARGOED)
     assert all(event.kind == "pruned" for event in events)
     run.good_interval()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from esper.actions import STYLES
 from esper.network.seed import TRUST_RADIUS, Seed, isolated_gradient, straight_through
-from network.hosts import FITTING, SPECS, HostCase, advance, germinate, grow, host_case, wake
+from network.hosts import FITTING, SPECS, HostCase, advance, germinate, grow, host_case, of_host, wake
 
 EVERY = pytest.mark.parametrize(("name", "kind"), FITTING)
 EVERY_STYLE = pytest.mark.parametrize("style", STYLES)
@@ -27,8 +27,8 @@ def outcome(case: HostCase) -> dict[str, np.ndarray]:
     case.model.train().zero_grad()
     output = case.model(case.x)
     output.pow(2).mean().backward()
-    grads = {n: bits(p.grad) for n, p in case.model.named_parameters() if p.grad is not None}
-    buffers = {n: b.numpy().copy() for n, b in case.model.named_buffers()}
+    grads = {n: bits(p.grad) for n, p in of_host(case.model.named_parameters()).items() if p.grad is not None}
+    buffers = {n: b.numpy().copy() for n, b in of_host(case.model.named_buffers()).items()}
     return {"output": bits(output), **grads, **buffers}
 
 
@@ -98,19 +98,27 @@ def test_a_frozen_host_still_teaches_its_seeds() -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.seed_parameters())
 
 
-@pytest.mark.parametrize("how", ["evaluation", "no gradients"])
-def test_where_nothing_is_learned_an_isolated_seed_is_skipped(how: str) -> None:
+def test_where_nothing_is_learned_an_isolated_seed_is_skipped() -> None:
     case = host_case("vector")
     network = grow(case)
     network.step(germinate("mlp"))
     calls = []
     network.slots[0].seed.blueprint.register_forward_hook(lambda *args: calls.append(1))
-    case.model.train(how != "evaluation")
-    with torch.set_grad_enabled(how != "no gradients"):
-        case.model(case.x)
+    with torch.no_grad():
+        case.model.train()(case.x)
     assert not calls
-    case.model.train()(case.x)
+    case.model(case.x)
     assert calls
+
+
+def test_a_seed_learns_in_a_part_of_the_host_that_is_kept_in_evaluation_mode() -> None:
+    """As where pretrained layers are fine-tuned with the statistics of their BatchNorm frozen."""
+    case = host_case("image")
+    network = grow(case)
+    network.step(germinate("conv"))
+    case.model.eval()
+    case.loss().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.seed_parameters())
 
 
 def test_the_gradient_of_an_isolated_seed_is_the_hosts_and_a_price_on_loudness() -> None:

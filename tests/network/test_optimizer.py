@@ -103,11 +103,11 @@ def test_named_parameters_keep_their_names() -> None:
     network.step(germinate("lora", 0))
     network.step(germinate("norm", 1))
     names = optimizer.param_groups[0]["param_names"]
-    assert names[-4:-2] == ["1.seed.blueprint.down.weight", "1.seed.blueprint.up.weight"]
-    assert names[-2:] == ["3.seed.blueprint.weight", "3.seed.blueprint.bias"]
+    assert names[-4:-2] == ["1.esper_seed.blueprint.down.weight", "1.esper_seed.blueprint.up.weight"]
+    assert names[-2:] == ["3.esper_seed.blueprint.weight", "3.esper_seed.blueprint.bias"]
     network.step(prune(0))
     assert len(names) == len(optimizer.param_groups[0]["params"]) == 8
-    assert names[-2:] == ["3.seed.blueprint.weight", "3.seed.blueprint.bias"]
+    assert names[-2:] == ["3.esper_seed.blueprint.weight", "3.esper_seed.blueprint.bias"]
     state = network.state_dict()
     network.load_state_dict(state)
     assert optimizer.param_groups[0]["param_names"] == names
@@ -149,7 +149,7 @@ def test_without_an_optimizer_the_caller_looks_after_the_parameters() -> None:
     case = host_case("vector")
     network = grow(case)
     network.step(germinate("mlp"))
-    optimizer = SGD([*case.model.parameters(), *network.seed_parameters()], lr=0.1)
+    optimizer = SGD(case.model.parameters(), lr=0.1)
     before = [p.detach().clone() for p in network.seed_parameters()]
     train(case, optimizer)
     assert any(not torch.equal(a, b) for a, b in zip(before, network.seed_parameters(), strict=True))

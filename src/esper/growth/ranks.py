@@ -21,6 +21,20 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def check_wrapped(parallel: nn.Module | None) -> None:
+    """Raise ValueError where several processes train, and not through :class:`GrowingParallel`.
+
+    A ``DistributedDataParallel`` of one's own was made before there were seeds: their gradients would stay apart, and
+    the ranks with them.
+    """
+    if world_size() > 1 and parallel is None:
+        raise ValueError(
+            f"torch.distributed runs {world_size()} processes, but the network is not trained through "
+            "growth.parallel(): the seeds' gradients would not be averaged and the ranks would part. Give Growth the "
+            "module without DistributedDataParallel, and train what growth.parallel() returns"
+        )
+
+
 def gather(value: T) -> list[T]:
     """The value of every rank."""
     if world_size() == 1:
@@ -57,18 +71,6 @@ def average_statistics(network: GrowingNetwork) -> None:
         setattr(book, name, None if value is None else torch.tensor(value))
 
 
-class _HostAndSeeds(nn.Module):
-    """The host, with the seeds as submodules, so that their gradients are averaged too."""
-
-    def __init__(self, network: GrowingNetwork) -> None:
-        super().__init__()
-        self.host = network.model
-        self.seeds = nn.ModuleList(slot.seed for slot in network.slots if slot.seed is not None)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.host(*args, **kwargs)
-
-
 class GrowingParallel(nn.Module):
     """``DistributedDataParallel`` around a host and its seeds; the wrapper inside is renewed after growth.
 
@@ -84,6 +86,7 @@ class GrowingParallel(nn.Module):
         super().__init__()
         self._network = network
         self._options = options
+        network.leave_gradients()
         self.renew()
 
     def renew(self) -> None:
@@ -91,7 +94,7 @@ class GrowingParallel(nn.Module):
         if "inner" in self._modules:
             del self.inner
             gc.collect()  # the old wrapper must take its hooks off the parameters before the new one comes
-        self.inner = DistributedDataParallel(_HostAndSeeds(self._network), **self._options)
+        self.inner = DistributedDataParallel(self._network.model, **self._options)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the host answers."""

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 
 from esper.growth import Growth
+from esper.network.placing import is_of_seed
 
 
 class GrowthCallback(lightning.Callback):
@@ -31,6 +32,30 @@ class GrowthCallback(lightning.Callback):
         self.host = host
         self.options = options
         self._loaded: dict[str, Any] | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """See to it that the seeds of a checkpoint are there before Lightning loads its weights."""
+        load = pl_module.on_load_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            load(checkpoint)
+            self._bring_structure(stage, checkpoint)
+
+        pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Take the hook of :meth:`setup` off."""
+        vars(pl_module).pop("on_load_checkpoint", None)
+
+    def _bring_structure(self, stage: str, checkpoint: dict[str, Any]) -> None:
+        """Before a fit goes on there is no optimizer yet: the seeds come with the growth's own state, weights and all.
+
+        After a fit the seeds that are there give way to those of the checkpoint, the best one for instance.
+        """
+        if stage == "fit":
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not is_of_seed(k)}
+        elif self.state_key in checkpoint["callbacks"]:
+            self.growth.network.load_state_dict(checkpoint["callbacks"][self.state_key]["network"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Build the growth, before Lightning restores the optimizer of a checkpoint."""

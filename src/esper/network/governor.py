@@ -149,7 +149,7 @@ def _identity(slot: Slot) -> tuple[int, bool]:
 
 def _find_culprit(network: GrowingNetwork) -> int | None:
     active = [i for i, slot in enumerate(network.slots) if slot.stage in ACTIVE_STAGES]
-    if _all_finite(network.model.parameters()):
+    if _all_finite(network.host_parameters()):
         broken = [i for i in active if not _all_finite(network.slots[i].parameters())]
         if broken:
             return broken[0]

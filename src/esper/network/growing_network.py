@@ -1,4 +1,4 @@
-"""GrowingNetwork: one host with its slots. It applies decisions, keeps the books and offers the masks."""
+"""GrowingNetwork: one host with its slots. It applies decisions, keeps their state and offers the masks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from esper.network import optimizer as surgery
 from esper.network import state as saved_state
 from esper.network.blueprints import BLUEPRINTS, SlotSpec, count_flops, count_parameters
 from esper.network.grown import assemble
+from esper.network.isolation import IsolatedGradients
+from esper.network.placing import find_places
 from esper.network.seed import plant
-from esper.network.slot import Mode, Slot, device_of, number
+from esper.network.slot import Mode, Slot, form_of, number
 from esper.network.survey import resolve_slots, survey
 from esper.observation import SlotReading, SlotState
 
@@ -57,8 +59,10 @@ class Event:
 class GrowingNetwork:
     """A host model that grows in its slots.
 
-    The host's code and its ``state_dict`` keys stay as they are: seeds act through forward hooks and live here. The
-    network knows no training loop; whoever trains the host calls :meth:`step` once a decision.
+    The host's code and its own ``state_dict`` keys stay as they are. A seed is a submodule of the host, registered in a
+    leaf (:mod:`esper.network.placing`), and acts through a forward hook, so whatever walks the model's modules and
+    parameters sees it. The network knows no training loop; whoever trains the host calls :meth:`step` at every
+    decision.
 
     Args:
         model: The host, any ``nn.Module``.
@@ -109,7 +113,9 @@ class GrowingNetwork:
         self.budget = budget
         self.flops_budget = flops_budget
         self.seed = seed
-        self.slots = tuple(Slot(site) for site in survey(model, names, example_input, causal=causal))
+        sites = survey(model, names, example_input, causal=causal)
+        self.slots = tuple(Slot(site, place) for site, place in zip(sites, find_places(model, names), strict=True))
+        self._gradients = None if optimizer is None else IsolatedGradients(optimizer)
         self.decision = 0
         """Number of decisions taken."""
         self.host_params = sum(p.numel() for p in model.parameters())
@@ -174,8 +180,13 @@ class GrowingNetwork:
         return int(self._flops[slot, blueprint]) if blueprint >= 0 else 0
 
     def seed_parameters(self) -> list[nn.Parameter]:
-        """The parameters of all seeds; ``model.parameters()`` does not hold them."""
+        """The parameters of all seeds."""
         return [p for slot in self.slots for p in slot.parameters()]
+
+    def host_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the model that are no seed's."""
+        seeds = {id(p) for p in self.seed_parameters()}
+        return [p for p in self.model.parameters() if id(p) not in seeds]
 
     def _affordable(self) -> np.ndarray:
         """``[S, 13]``: may be germinated as far as the slot's form, the allowed blueprints and the budget go."""
@@ -262,7 +273,23 @@ class GrowingNetwork:
             elif slot.stage is not before:
                 events.append(self._event(slot, "stage"))
         self.decision += 1
+        self._isolate()
         return events
+
+    def _isolate(self) -> None:
+        """Keep the gradients of exactly the isolated seeds apart."""
+        if self._gradients is not None:
+            self._gradients.hold(p for slot in self.slots if slot.stage is Stage.TRAINING for p in slot.parameters())
+
+    def leave_gradients(self) -> None:
+        """From now on the gradients of isolated seeds stand in ``.grad`` like all others.
+
+        For a wrapper that averages gradients over processes, which must find them there. Clipping over all parameters
+        then feels isolated seeds.
+        """
+        if self._gradients is not None:
+            self._gradients.close()
+            self._gradients = None
 
     def _apply(self, decision: Decision) -> Event:
         slot = self.slots[decision.slot]
@@ -283,7 +310,8 @@ class GrowingNetwork:
     def _germinate(self, slot: Slot, decision: Decision) -> Event:
         blueprint, style = BLUEPRINT_NAMES[decision.blueprint], STYLES[decision.style]
         entropy = (self.seed, self.slots.index(slot), slot.life.germinations)
-        seed = plant(blueprint, slot.spec, style, entropy=entropy, device=device_of(slot, self.model), dtype=slot.dtype)
+        device, dtype = form_of(slot, self.model)
+        seed = plant(blueprint, slot.spec, style, entropy=entropy, device=device, dtype=dtype)
         slot.germinate(seed, decision.blueprint, decision.style)
         if self.optimizer is not None:
             group = surgery.home_group(self.optimizer, slot.module)
@@ -306,7 +334,9 @@ class GrowingNetwork:
         """
         chosen = self.slots[slot]
         check_legal(Op.PRUNE, chosen.stage, slot=chosen.name)
-        return self._clear(chosen)
+        event = self._clear(chosen)
+        self._isolate()
+        return event
 
     def _event(self, slot: Slot, kind: str) -> Event:
         return Event(self.decision, slot.name, kind, slot.stage, slot.blueprint, slot.alpha)
@@ -348,9 +378,19 @@ class GrowingNetwork:
         finally:
             for slot in self.slots:
                 slot.measure(False)
-        self.host_gradient_rms = _gradient_rms(self.model.parameters())
+        self.host_gradient_rms = self._gradient_rms(self.host_parameters())
         for slot in self.slots:
-            slot.statistics.seed_gradient_rms = _gradient_rms(slot.parameters())
+            slot.statistics.seed_gradient_rms = self._gradient_rms(slot.parameters())
+
+    def _gradient_rms(self, parameters: Sequence[nn.Parameter]) -> Tensor | None:
+        """Root mean square over all gradient entries; ``None`` if there are no gradients."""
+        found = [p.grad if self._gradients is None else self._gradients.gradient(p) for p in parameters]
+        gradients = [gradient for gradient in found if gradient is not None]
+        if not gradients:
+            return None
+        total = sum(g.numel() for g in gradients)
+        norms = torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])
+        return torch.linalg.vector_norm(norms) / total**0.5
 
     @contextmanager
     def switched_off(self, slot: int) -> Iterator[None]:
@@ -376,23 +416,24 @@ class GrowingNetwork:
     def grown_model(self) -> nn.Module:
         """A plain copy of the network as it is now: a deep copy of the host with every seed of alpha > 0 built in.
 
-        It keeps no books, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
+        It keeps no state, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
         """
         with ExitStack() as stack:
             for slot in self.slots:
-                slot.detach()
+                slot.withdraw()
                 stack.callback(slot.refresh)
             return assemble(self.model, [s for s in self.slots if s.seed is not None and s.alpha > 0])
 
     def remove(self) -> None:
-        """Take hooks off the host and seeds out of the optimizer: both are as if the host had never grown.
+        """Take hooks and seeds off the host and out of the optimizer: both are as if the host had never grown.
 
         This network must not be used any more. Call :meth:`grown_model` first to keep what has grown.
         """
         for slot in self.slots:
-            slot.detach()
+            slot.withdraw()
         if self.optimizer is not None:
             surgery.leave(self.optimizer, self.seed_parameters())
+        self.leave_gradients()
         _HOSTS.discard(self.model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -402,7 +443,14 @@ class GrowingNetwork:
         seeds and puts their parameters back into the optimizer's groups at their positions), then the model's and the
         optimizer's.
         """
-        return saved_state.save(self)
+        return {
+            "format": saved_state.FORMAT,
+            "decision": self.decision,
+            "seed": self.seed,
+            "host_params": self.host_params,
+            "host_gradient_rms": number(self.host_gradient_rms),
+            "slots": {slot.name: saved_state.save_slot(slot, self.optimizer) for slot in self.slots},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what :meth:`state_dict` saved. Load this before the optimizer's state.
@@ -410,20 +458,14 @@ class GrowingNetwork:
         Raises:
             ValueError: If the state is of another format or another host; nothing has changed then.
         """
-        saved_state.load(self, state)
+        saved_state.check(state, self.slots, self.host_params)
+        saved_state.load_slots(self.slots, state["slots"], self.model, self.optimizer)
+        self.decision, self.seed = state["decision"], state["seed"]
+        self.host_gradient_rms = saved_state.as_tensor(state["host_gradient_rms"])
+        self._isolate()
 
 
 def _state_and_statistics(slot: Slot) -> dict[str, Any]:
     """What the slot itself holds of its reading, by name."""
     state = {field.name: getattr(slot.life, field.name) for field in fields(SlotState)}
     return state | {name: number(value) for name, value in vars(slot.statistics).items()}
-
-
-def _gradient_rms(parameters: Any) -> Tensor | None:
-    """Root mean square over all gradient entries; ``None`` if there are no gradients."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return None
-    total = sum(g.numel() for g in gradients)
-    norms = torch.stack([torch.linalg.vector_norm(g.float()) for g in gradients])
-    return torch.linalg.vector_norm(norms) / total**0.5

@@ -88,7 +88,12 @@ class Seed(nn.Module):
         """Alpha is 1 and stays so: the product by it is left out, which changes no bit and costs a pass over h."""
 
     def effect(self, h: Tensor) -> Tensor:
-        """What the seed adds to the slot's output ``h`` at alpha 1; the same shape as ``h``."""
+        """What the seed adds to the slot's output ``h`` at alpha 1; the same shape as ``h``.
+
+        An activation of another dtype than the seed's parameters is converted, unless autocast does so.
+        """
+        if h.dtype != self.alpha.dtype and not torch.is_autocast_enabled(h.device.type):
+            h = h.to(self.alpha.dtype)
         return self.style(h, self.blueprint(h))
 
     def mix(self, h: Tensor, effect: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""A slot of one network: its seed, the books of the seed's life, and the forward hook through which the seed acts.
+"""A slot of one network: its seed, the state of the seed's life, and the forward hook through which the seed acts.
 
-The rules of a seed's life are in :mod:`esper.lifecycle`; a slot only keeps the books. It trusts its caller
+The rules of a seed's life are in :mod:`esper.lifecycle`; a slot only keeps its state. It trusts its caller
 (:class:`esper.network.growing_network.GrowingNetwork`) to have checked that a move is legal.
 """
 
@@ -20,6 +20,7 @@ from esper.actions import BLUEPRINT_NAMES, STYLES
 from esper.lifecycle import EMBARGO_DECISIONS, Stage
 from esper.network.alpha import Ramp
 from esper.network.blueprints import SlotSpec
+from esper.network.placing import Place
 from esper.network.seed import Seed, straight_through
 from esper.network.survey import Site
 from esper.observation import SlotState, SlotStatistics
@@ -60,16 +61,21 @@ class Slot:
         output: Where in the submodule's output its tensor stands, in words.
         depth: Place among the slots in the order of execution, 0 to 1.
         seed: The seed, or ``None``.
-        life: The books.
+        life: Its state.
+
+    Args:
+        site: What the survey found out about the slot.
+        place: Where in the host the seed is registered.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, place: Place) -> None:
         self.name = site.name
         self.module = site.module
         self.spec: SlotSpec = site.spec
         self.output = site.port.describe()
         self.depth = site.depth
         self.port = site.port
+        self.place = place
         self.dtype = site.dtype
         self.device = site.device
         self.seed: Seed | None = None
@@ -111,13 +117,13 @@ class Slot:
         return [] if self.seed is None else list(self.seed.parameters())
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters of the seed, named after the slot."""
+        """The parameters of the seed, by the names that the host has for them."""
         seed = self.seed
         return [] if seed is None else [(self.parameter_name(name), p) for name, p in seed.named_parameters()]
 
     def parameter_name(self, name: str) -> str:
-        """The name outside of the slot of a parameter of its seed."""
-        return f"{self.name}.seed.{name}"
+        """The host's name of a parameter of the seed."""
+        return f"{self.place.prefix}.{name}"
 
     # ------------------------------------------------------------------------------------------- moves
 
@@ -191,8 +197,9 @@ class Slot:
     # ------------------------------------------------------------------------------------------- the hook
 
     def refresh(self) -> None:
-        """Make the hook agree with the books. A slot without a seed has no hook at all, so it costs nothing."""
+        """Make host and hook agree with the state. A slot without a seed has no hook at all, so it costs nothing."""
         self._write_alpha(self.life.alpha)
+        self.place.hold(self.seed)
         if self.seed is None:
             self._mode = Mode.OFF
         else:
@@ -201,17 +208,21 @@ class Slot:
         if wanted and self._handle is None:
             self._handle = self.module.register_forward_hook(self._hook)
         elif not wanted:
-            self.detach()
+            self._unhook()
 
-    def detach(self) -> None:
-        """Take the hook off the host."""
+    def withdraw(self) -> None:
+        """Take hook and seed off the host, which is then as it was before it grew; :meth:`refresh` brings them back."""
+        self.place.hold(None)
+        self._unhook()
+
+    def _unhook(self) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
     def _hook(self, module: nn.Module, args: Any, output: Any) -> Any:
         mode = self._mode
-        if mode is Mode.ISOLATED and not (module.training and torch.is_grad_enabled()):
+        if mode is Mode.ISOLATED and not torch.is_grad_enabled():
             mode = Mode.OFF
         if mode is Mode.OFF and not self._measuring:
             return None
@@ -266,7 +277,7 @@ class Slot:
 
     @contextmanager
     def as_if(self, mode: Mode, alpha: float | None = None) -> Iterator[None]:
-        """For a while the seed acts in another mode, at another alpha; the books stay as they are."""
+        """For a while the seed acts in another mode, at another alpha; the state stays as it is."""
         before = self._mode
         self._mode = mode
         if alpha is not None:
@@ -278,9 +289,17 @@ class Slot:
             self._write_alpha(self.life.alpha)
 
 
-def device_of(slot: Slot, model: nn.Module) -> torch.device:
-    """Where the slot's module is now; a model may have moved since the example."""
-    for module in (slot.module, model):
-        for parameter in module.parameters():
-            return parameter.device
-    return slot.device
+def form_of(slot: Slot, model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a new seed: those of the host's nearest parameter, as they are now.
+
+    A model may have moved since the example, and under autocast activations are of another dtype than parameters. The
+    slot's own submodule comes first, then what it stands in. A host without parameters has those of the slot's output.
+    """
+    path = slot.name
+    while True:
+        for parameter in model.get_submodule(path).parameters():
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
+        if not path:
+            return slot.device, slot.dtype
+        path = path.rpartition(".")[0]

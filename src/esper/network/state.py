@@ -1,42 +1,29 @@
-"""A growing network as plain data, and back: the seeds are rebuilt before their weights are loaded."""
+"""The slots of a growing network as plain data, and back: seeds are rebuilt before their weights are loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from esper.actions import BLUEPRINT_NAMES, STYLES
 from esper.lifecycle import Stage
 from esper.network import optimizer as surgery
 from esper.network.alpha import Ramp
 from esper.network.seed import Seed, plant
-from esper.network.slot import Life, Slot, device_of, number
+from esper.network.slot import Life, Slot, form_of, number
 from esper.observation import SlotStatistics
 
-if TYPE_CHECKING:
-    from esper.network.growing_network import GrowingNetwork
-
 FORMAT = 1
-"""Version of what :func:`save` returns."""
+"""Version of the state of a growing network."""
 
 
-def save(network: GrowingNetwork) -> dict[str, Any]:
-    """Everything about a growing network but the host's weights; nothing in it is shared with the network."""
-    return {
-        "format": FORMAT,
-        "decision": network.decision,
-        "seed": network.seed,
-        "host_params": network.host_params,
-        "host_gradient_rms": number(network.host_gradient_rms),
-        "slots": {slot.name: _save_slot(network, slot) for slot in network.slots},
-    }
-
-
-def _save_slot(network: GrowingNetwork, slot: Slot) -> dict[str, Any]:
+def save_slot(slot: Slot, optimizer: Optimizer | None) -> dict[str, Any]:
+    """Everything about one slot, its seed included; nothing in it is shared with the slot."""
     state: dict[str, Any] = {
         "spec": asdict(slot.spec),
         "life": {**asdict(slot.life), "stage": int(slot.stage)},
@@ -44,38 +31,35 @@ def _save_slot(network: GrowingNetwork, slot: Slot) -> dict[str, Any]:
     }
     if slot.seed is not None:
         state["weights"] = {name: value.detach().clone() for name, value in slot.seed.state_dict().items()}
-        if network.optimizer is not None:
-            state["positions"] = surgery.positions(network.optimizer, slot.parameters())
+        if optimizer is not None:
+            state["positions"] = surgery.positions(optimizer, slot.parameters())
     return state
 
 
-def load(network: GrowingNetwork, state: Mapping[str, Any]) -> None:
-    """Make a network what :func:`save` saw. Everything that can go wrong goes wrong before anything changes."""
-    _check(network, state)
-    saved = [state["slots"][slot.name] for slot in network.slots]
-    seeds = [_rebuild(network, slot, entry) for slot, entry in zip(network.slots, saved, strict=True)]
-    if network.optimizer is not None:
-        placed = _placed_parameters(network.slots, saved, seeds)
-        surgery.replace(network.optimizer, network.seed_parameters(), placed)
-    for slot, entry, seed in zip(network.slots, saved, seeds, strict=True):
+def load_slots(slots: Sequence[Slot], states: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None) -> None:
+    """Make slots what :func:`save_slot` saw. Everything that can go wrong goes wrong before anything changes."""
+    saved = [states[slot.name] for slot in slots]
+    seeds = [_rebuild(slot, entry, model) for slot, entry in zip(slots, saved, strict=True)]
+    if optimizer is not None:
+        present = [p for slot in slots for p in slot.parameters()]
+        surgery.replace(optimizer, present, _placed_parameters(slots, saved, seeds))
+    for slot, entry, seed in zip(slots, saved, seeds, strict=True):
         slot.seed = seed
         slot.life = _life_from(entry["life"])
-        slot.statistics = SlotStatistics(**{name: _tensor(value) for name, value in entry["statistics"].items()})
+        slot.statistics = SlotStatistics(**{name: as_tensor(value) for name, value in entry["statistics"].items()})
         slot.refresh()
-    network.decision = state["decision"]
-    network.seed = state["seed"]
-    network.host_gradient_rms = _tensor(state["host_gradient_rms"])
 
 
-def _check(network: GrowingNetwork, state: Mapping[str, Any]) -> None:
+def check(state: Mapping[str, Any], slots: Sequence[Slot], host_params: int) -> None:
+    """Raise ValueError unless ``state`` is that of a network with these slots and as many parameters in its host."""
     if state.get("format") != FORMAT:
         raise ValueError(f"expected the state of a GrowingNetwork, format {FORMAT}; got {state.get('format')!r}")
-    ours = {slot.name: _form(asdict(slot.spec)) for slot in network.slots}
+    ours = {slot.name: _form(asdict(slot.spec)) for slot in slots}
     theirs = {name: _form(entry["spec"]) for name, entry in state["slots"].items()}
-    if list(ours.items()) != list(theirs.items()) or state["host_params"] != network.host_params:
+    if list(ours.items()) != list(theirs.items()) or state["host_params"] != host_params:
         raise ValueError(
             f"the state is of another host: it has {state['host_params']} parameters and slots {theirs}; this one has "
-            f"{network.host_params} and {ours}"
+            f"{host_params} and {ours}"
         )
 
 
@@ -84,12 +68,12 @@ def _form(spec: Mapping[str, Any]) -> str:
     return f"{spec['kind']} of {spec['channels']}" + (", causal" if spec["causal"] else "")
 
 
-def _rebuild(network: GrowingNetwork, slot: Slot, entry: Mapping[str, Any]) -> Seed | None:
+def _rebuild(slot: Slot, entry: Mapping[str, Any], model: nn.Module) -> Seed | None:
     if "weights" not in entry:
         return None
     blueprint, style = BLUEPRINT_NAMES[entry["life"]["blueprint"]], STYLES[entry["life"]["style"]]
-    device = device_of(slot, network.model)
-    seed = plant(blueprint, slot.spec, style, entropy=(0,), device=device, dtype=slot.dtype)
+    device, dtype = form_of(slot, model)
+    seed = plant(blueprint, slot.spec, style, entropy=(0,), device=device, dtype=dtype)
     seed.load_state_dict(entry["weights"])
     return seed
 
@@ -114,5 +98,6 @@ def _life_from(saved: Mapping[str, Any]) -> Life:
     return Life(**{**saved, "stage": Stage(saved["stage"]), "ramp": ramp})
 
 
-def _tensor(value: float | None) -> Tensor | None:
+def as_tensor(value: float | None) -> Tensor | None:
+    """A statistic as it was before :func:`save_slot` made a number of it."""
     return None if value is None else torch.tensor(value)

@@ -47,10 +47,10 @@ class Growth:
             train_one_epoch(model, optimizer, loader)
             growth.step(evaluate)                  # evaluate() -> (loss, score) on validation data
 
-    The host's code and its own ``state_dict`` keys stay as they are. Seeds are submodules of the host: whatever walks the
-    model's modules and parameters sees them, and their parameters join the optimizer's groups. One :meth:`step` ends an
-    interval of training, looks at the network, decides, and changes it for the next interval. The first interval is the
-    host's alone.
+    The host's code and its own ``state_dict`` keys stay as they are. Seeds are submodules of the host: whatever walks
+    the model's modules and parameters sees them, and their parameters join the optimizer's groups. One :meth:`step`
+    ends an interval of training, looks at the network, decides, and changes it for the next interval. The first
+    interval is the host's alone.
 
     Args:
         model: The host, any ``nn.Module``. One that is compiled may be given as it is; of one in

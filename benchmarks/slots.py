@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.episodes import evaluation_seeds, run_episodes
-from esper.evaluation.statistics import Interval, bootstrap, paired_difference
+from esper.evaluation import Interval, bootstrap, evaluation_seeds, paired_difference, run_episodes
 from esper.files import write_json_atomic
 from esper.tamiyo.policy.registry import POLICIES
 from esper.tasks.hosts import block_names, scaled, sequence_host
@@ -74,7 +73,7 @@ def main() -> None:
 
 def points(interval: Interval) -> str:
     """An interval with one decimal."""
-    return f"{interval.estimate:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+    return f"{interval:.1f}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from esper import simic
 from esper.cli import main
 from esper.commands import train
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation import comparison
 from esper.evaluation.episodes import evaluation_seeds, run_episodes, validation_objectives
 from esper.simic import NetworkConfig, PPOConfig, TrainConfig, rollout_buffer
 from esper.simic import advantages as advantages_module
@@ -100,7 +99,7 @@ def test_runs_of_several_lengths_are_trained_on_and_runs_of_the_tasks_length_com
 @pytest.mark.parametrize("best", [1.0, 0.3, 0.1])
 def test_how_she_decides_is_chosen_on_validation_episodes_and_kept(tmp_path, monkeypatch, capsys, best):
     """The comparison is played with the best, on other episodes; those are of validation data."""
-    played, really_compare = [], comparison.compare
+    played, really_compare = [], train.compare
 
     def validation_objectives(env, policy, seeds, **_):
         played.append((policy.bundle.op_share, list(seeds), env.reward_config.waste))
@@ -111,7 +110,7 @@ def test_how_she_decides_is_chosen_on_validation_episodes_and_kept(tmp_path, mon
         return really_compare(envs, arms, seeds, on_decision)
 
     monkeypatch.setattr(train, "validation_objectives", validation_objectives)
-    monkeypatch.setattr(comparison, "compare", compare)
+    monkeypatch.setattr(train, "compare", compare)
     assert run("--updates", 1, "--waste", 0.02, "--out", tmp_path / "run") == 0
     assert [share for share, _, _ in played] == [1.0, 0.3, 0.1, best]
     assert played[0][1] == played[2][1] == evaluation_seeds(1, seed=0, purpose="validation")

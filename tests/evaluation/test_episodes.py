@@ -4,8 +4,8 @@ import pytest
 
 from episodes import quick_task
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.comparison import COLUMNS, compare, objective, to_json
-from esper.evaluation.episodes import evaluation_seeds, run_episodes
+from esper.evaluation import compare, evaluation_seeds, run_episodes
+from esper.evaluation.table import MEANS, objective, to_json
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 
 
@@ -42,7 +42,7 @@ def test_the_host_alone_is_the_same_whoever_watches(env):
 def test_a_comparison_keeps_every_arm_and_pairs_by_seed(env):
     arms = {"host alone": WaitPolicy(), "random": RandomPolicy(), "fixed": FixedSchedulePolicy()}
     table = compare([env], arms, [1, 2, 3])
-    assert [(row.task, row.arm, row.episodes) for row in table.rows(COLUMNS)] == [("digits", arm, 3) for arm in arms]
+    assert [(row.task, row.arm, row.episodes) for row in table.rows(MEANS)] == [("digits", arm, 3) for arm in arms]
     data = to_json(table, "fixed")
     assert {d["other"] for d in data["differences"]} == {"host alone", "random"}
     assert len(data["episodes"]) == 9

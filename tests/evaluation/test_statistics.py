@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from esper.evaluation.statistics import (
+from esper.evaluation import (
     Interval,
     bootstrap,
     interquartile_mean,

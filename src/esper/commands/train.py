@@ -20,11 +20,10 @@ from esper import simic
 from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
-from esper.evaluation import comparison
+from esper.evaluation import names
 from esper.evaluation.episode_progress import EpisodeProgress
 from esper.evaluation.episodes import OnDecision, evaluation_seeds, validation_objectives
-from esper.evaluation.record import HOST_ALONE, median_growth
-from esper.evaluation.table import Table
+from esper.evaluation.table import Table, compare, median_growth, printed, to_json
 from esper.figure import growth_figure
 from esper.files import write_json_atomic
 from esper.simic.ppo import PPOConfig
@@ -36,8 +35,6 @@ from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.protocol import Policy
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 from esper.tasks import get_task
-
-TAMIYO = "Tamiyo"
 
 OP_SHARES = (1.0, 0.3, 0.1)
 """How a trained policy may decide for good, the plainest first; 0.3 is that of Fujimoto et al. (2019)."""
@@ -109,7 +106,7 @@ class TrainCommand:
         policy.save(run_dir / "policy")
         table = command.compare(policy, console)
         written = write_comparison(table, run_dir)
-        console.print(comparison.printed(table, TAMIYO))
+        console.print(printed(table, names.TAMIYO))
         console.print("Written:")
         for name in ("config.json", "metrics.jsonl", "checkpoint", "policy"):
             console.print(f"  {run_dir / name}", soft_wrap=True)
@@ -207,15 +204,15 @@ class TrainCommand:
     def compare(self, policy: LSTMPolicyBundle, console: Console) -> Table:
         """All controllers on episodes of the tasks' length that were not trained on, and on test data."""
         arms: dict[str, Policy] = {
-            HOST_ALONE: WaitPolicy(),
-            "random legal": RandomPolicy(),
-            "fixed schedule": FixedSchedulePolicy(),
-            "heuristic": HeuristicPolicy(),
-            TAMIYO: LearnedPolicy(policy),
+            names.HOST_ALONE: WaitPolicy(),
+            names.RANDOM_LEGAL: RandomPolicy(),
+            names.FIXED: FixedSchedulePolicy(),
+            names.HEURISTIC: HeuristicPolicy(),
+            names.TAMIYO: LearnedPolicy(policy),
         }
         episodes, title = self.eval_episodes, "Comparing on unseen episodes"
         with self._evaluation("test", title, episodes, len(arms), console) as (envs, seeds, done):
-            return comparison.compare(envs, arms, seeds, done)
+            return compare(envs, arms, seeds, done)
 
     @contextmanager
     def _evaluation(
@@ -251,8 +248,8 @@ def load_command(run_dir: Path, given: TrainCommand) -> TrainCommand:
 def write_comparison(table: Table, run_dir: Path) -> list[Path]:
     """Write ``comparison.json`` and one growth figure a task; what was written."""
     written = [run_dir / "comparison.json"]
-    write_json_atomic(written[0], comparison.to_json(table, TAMIYO))
+    write_json_atomic(written[0], to_json(table, names.TAMIYO))
     for task in table.tasks:
         written.append(run_dir / f"growth-{task}.png")
-        growth_figure(median_growth(table, task, TAMIYO), written[-1])
+        growth_figure(median_growth(table, task, names.TAMIYO), written[-1])
     return written

@@ -14,7 +14,7 @@ from esper.env.flops import training_flops
 from esper.env.growth_env import GrowthVectorEnv
 from esper.lifecycle import Op
 from esper.observation import doublings
-from esper.tamiyo.policy.protocol import Policy
+from esper.tamiyo.policy.protocol import Actions, Observation, Policy
 
 OnDecision = Callable[[int, int], None]
 """Called with (decisions done, decisions in all) while episodes run."""
@@ -81,25 +81,36 @@ class EpisodeResult:
 
 
 class _Recorder:
-    """Collects what every row shows, decision by decision."""
+    """Collects what every row shows and does, decision by decision."""
 
-    def __init__(self, env: GrowthVectorEnv) -> None:
-        self.env = env
+    def __init__(self, env: GrowthVectorEnv, *, keep_features: bool) -> None:
+        self.env, self.keep_features = env, keep_features
         self.scores: list[list[float]] = [[] for _ in range(env.num_envs)]
         self.sizes: list[list[int]] = [[] for _ in range(env.num_envs)]
         self.ops: list[list[str]] = [[] for _ in range(env.num_envs)]
+        self.features: list[list[list[float]]] = [[] for _ in range(env.num_envs)]
         self.slots: list[dict[str, list[SlotState]]] = [
             {name: [] for name in env.task.slots} for _ in range(env.num_envs)
         ]
+        self._record_networks()
 
-    def record(self, row: int) -> None:
-        reading = self.env.reports[row].reading
-        self.scores[row].append(reading.scores[-1])
-        self.sizes[row].append(reading.added_params)
-        for name, slot in zip(self.env.task.slots, reading.slots, strict=True):
-            self.slots[row][name].append((slot.stage.name, slot.blueprint_name, slot.alpha))
+    def record(self, seen: Observation, actions: Actions) -> None:
+        """Add one decision: what the policy saw, what it did, and what came of it."""
+        for row, op in enumerate(actions["op"]):
+            self.ops[row].append(Op(int(op)).name)
+            if self.keep_features:
+                self.features[row].append(seen["features"][row].tolist())
+        self._record_networks()
+
+    def _record_networks(self) -> None:
+        for report, scores, sizes, slots in zip(self.env.reports, self.scores, self.sizes, self.slots, strict=True):
+            scores.append(report.reading.scores[-1])
+            sizes.append(report.reading.added_params)
+            for name, slot in zip(self.env.task.slots, report.reading.slots, strict=True):
+                slots[name].append((slot.stage.name, slot.blueprint_name, slot.alpha))
 
     def architecture(self, row: int) -> list[Block]:
+        """The blocks of the network as it is now."""
         slots = zip(self.env.task.slots, self.env.reports[row].reading.slots, strict=True)
         return [
             (name, BLUEPRINT_NAMES[slot.blueprint], STYLES[slot.style], slot.alpha)
@@ -111,19 +122,13 @@ class _Recorder:
 def validation_objectives(
     env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int], *, on_decision: OnDecision | None = None
 ) -> np.ndarray:
-    """J of one episode for each of the ``seeds``, one a row of ``env``, ``[K]``; test data stays untouched.
+    """J of one episode for each of the ``seeds``, one per row of ``env``, ``[K]``; test data stays untouched.
 
     Raises:
         ValueError: As in :func:`run_episodes`.
     """
     observation = _begin(env, policy, seeds)
-    horizon = env.episodes[0].horizon
-    info: dict[str, Any] = {}
-    for decision in range(horizon):
-        observation, _, _, _, info = env.step(policy.act(observation))
-        if on_decision is not None:
-            on_decision(decision + 1, horizon)
-    return info["episode_metrics"]["J"]
+    return _play(env, policy, observation, on_decision)["J"]
 
 
 def run_episodes(
@@ -135,32 +140,22 @@ def run_episodes(
     on_decision: OnDecision | None = None,
     keep_features: bool = False,
 ) -> list[EpisodeResult]:
-    """Let ``policy`` steer one episode for each of the ``seeds``, one a row of ``env``; results in their order.
+    """Let ``policy`` steer one episode for each of the ``seeds``, one per row of ``env``; results in their order.
 
-    What the policy saw becomes part of the results with ``keep_features``.
+    Args:
+        env: Plays the episodes; autoreset mode NEXT_STEP.
+        policy: Decides.
+        seeds: Of the episodes; see :func:`evaluation_seeds`.
+        arm: Name of the policy in the results.
+        on_decision: Called after every decision.
+        keep_features: What the policy saw becomes part of the results.
 
     Raises:
         ValueError: When ``env`` has another number of rows than there are seeds, or resets itself within a step.
     """
     observation = _begin(env, policy, seeds)
-    recorder = _Recorder(env)
-    for row in range(env.num_envs):
-        recorder.record(row)
-    horizon = env.episodes[0].horizon
-    info: dict[str, Any] = {}
-    features: list[list[list[float]]] = [[] for _ in seeds]
-    for decision in range(horizon):
-        actions = policy.act(observation)
-        if keep_features:
-            for row, numbers in enumerate(observation["features"].tolist()):
-                features[row].append(numbers)
-        observation, _, _, _, info = env.step(actions)
-        for row in range(env.num_envs):
-            recorder.ops[row].append(Op(int(actions["op"][row])).name)
-            recorder.record(row)
-        if on_decision is not None:
-            on_decision(decision + 1, horizon)
-    final = info["episode_metrics"]
+    recorder = _Recorder(env, keep_features=keep_features)
+    final = _play(env, policy, observation, on_decision, recorder.record)
     test_scores = env.test_scores()
     return [
         EpisodeResult(
@@ -180,10 +175,30 @@ def run_episodes(
             architecture=recorder.architecture(row),
             train_flops=training_flops(env.task, env.episodes[row], recorder.slots[row]),
             rent=env.episodes[row].rent,
-            features=features[row],
+            features=recorder.features[row],
         )
         for row in range(env.num_envs)
     ]
+
+
+def _play(
+    env: GrowthVectorEnv,
+    policy: Policy,
+    observation: Observation,
+    on_decision: OnDecision | None,
+    record: Callable[[Observation, Actions], None] | None = None,
+) -> Mapping[str, np.ndarray]:
+    """Play episodes that have begun to their end; what they came to, ``[K]`` each (J, score, …)."""
+    horizon = env.episodes[0].horizon
+    info: dict[str, Any] = {}
+    for decision in range(horizon):
+        seen, actions = observation, policy.act(observation)
+        observation, _, _, _, info = env.step(actions)
+        if record is not None:
+            record(seen, actions)
+        if on_decision is not None:
+            on_decision(decision + 1, horizon)
+    return info["episode_metrics"]
 
 
 def _begin(env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int]) -> dict[str, Any]:

@@ -24,7 +24,12 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self:.3f}"
+
+    def __format__(self, numbers: str) -> str:
+        """Estimate and bounds as text; ``numbers`` is the format of each, ``.3f`` by default."""
+        numbers = numbers or ".3f"
+        return f"{self.estimate:{numbers}} [{self.low:{numbers}}, {self.high:{numbers}}]"
 
     def above(self, other: Interval) -> bool:
         """Whether the whole of this interval lies above the whole of the other."""
@@ -32,7 +37,7 @@ class Interval:
 
 
 Scores = Mapping[str, Sequence[float]]
-"""Task → one value a seed, [n]; the seeds of two arms are paired by position."""
+"""Task → one value per seed, [n]; the seeds of two arms are paired by position."""
 
 
 def mean(values: np.ndarray) -> np.ndarray:

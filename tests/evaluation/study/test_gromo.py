@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from episodes import quick_task
-from esper.evaluation.study import arms
+from esper.evaluation import names
+from esper.evaluation.study import Study, StudyConfig
 from esper.evaluation.study.architectures import Architecture, episode_of, train_from_scratch
 from esper.evaluation.study.gromo import grow_with_gromo, obstacle
-from esper.evaluation.study.study import Study, StudyConfig
 from esper.tasks import get_task
 
 needs_gromo = pytest.mark.skipif(
@@ -86,6 +86,6 @@ def test_without_the_library_the_reason_says_how_to_install_it(monkeypatch):
 def test_a_study_leaves_out_what_cannot_be_run(tmp_path, monkeypatch):
     config = StudyConfig(task=("wine", "charlm"))
     study = Study(config, tmp_path)
-    assert ("charlm", arms.GROMO) not in study.units
-    assert "causal" in study.obstacles["charlm", arms.GROMO]
-    assert all(("charlm", arm) in study.units for arm in study.arms if arm != arms.GROMO)
+    assert ("charlm", names.GROMO) not in study.units
+    assert "causal" in study.obstacles["charlm", names.GROMO]
+    assert all(("charlm", arm) in study.units for arm in study.arms if arm != names.GROMO)

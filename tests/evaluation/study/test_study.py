@@ -9,9 +9,9 @@ import torch
 
 from episodes import quick_task
 from esper.cli import main
-from esper.commands.compare import write_report
 from esper.env.growth_env import GrowthVectorEnv
-from esper.evaluation.episodes import EpisodeResult, run_episodes
+from esper.evaluation import EpisodeResult, run_episodes
+from esper.evaluation.study import Study, StudyConfig, write_report
 from esper.evaluation.study.architectures import (
     Architecture,
     EarliestGrowth,
@@ -20,7 +20,6 @@ from esper.evaluation.study.architectures import (
     train_from_scratch,
 )
 from esper.evaluation.study.gromo import obstacle
-from esper.evaluation.study.study import Study, StudyConfig
 from esper.simic.training.config import NetworkConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy

@@ -11,7 +11,23 @@ from gymnasium.vector import AutoresetMode
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation.episodes import EpisodeResult, evaluation_seeds, run_episodes
-from esper.evaluation.record import HOST_ALONE
+from esper.evaluation.names import (
+    ALL_FILLED,
+    BEST_OF_RANDOM,
+    EARLIEST,
+    FIXED,
+    FOREIGN,
+    GROMO,
+    HEURISTIC,
+    HOST_ALONE,
+    RANDOM_LEGAL,
+    RANDOM_POPULATION,
+    SHUFFLED,
+    STATIC_EPOCHS,
+    STATIC_FLOPS,
+    TAMIYO,
+    at_rent,
+)
 from esper.evaluation.study.architectures import (
     Architecture,
     EarliestGrowth,
@@ -24,25 +40,6 @@ from esper.evaluation.study.gromo import grow_with_gromo, obstacle
 from esper.tamiyo.policy.protocol import Policy
 from esper.tamiyo.policy.registry import POLICIES, make_policy
 from esper.tasks import Task, get_task
-
-TAMIYO = "Tamiyo"
-SHUFFLED = "Tamiyo, shuffled observations"
-FOREIGN = "Tamiyo, observations of other tasks"
-RANDOM_LEGAL = "random legal"
-FIXED = "fixed schedule"
-HEURISTIC = "heuristic"
-EARLIEST = "the same network, grown at once"
-STATIC_EPOCHS = "static-final, equal epochs"
-STATIC_FLOPS = "static-final, equal FLOPs"
-ALL_FILLED = "all slots filled"
-RANDOM_POPULATION = "random architectures"
-BEST_OF_RANDOM = "best of random"
-GROMO = "gromo"
-
-
-def at_rent(arm: str, rent: float) -> str:
-    """Name of the arm that plays under another rent."""
-    return f"{arm}, rent {rent:g}"
 
 
 @dataclass(frozen=True)

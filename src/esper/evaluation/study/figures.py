@@ -12,50 +12,49 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from esper.evaluation import names
 from esper.evaluation.episodes import EpisodeResult
-from esper.evaluation.record import HOST_ALONE
 from esper.evaluation.statistics import bootstrap
-from esper.evaluation.study import arms
 from esper.evaluation.table import Table
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness.
 _STYLE = {
-    HOST_ALONE: ("#8A94A0", "s"),
-    arms.RANDOM_LEGAL: ("#CC79A7", "v"),
-    arms.FIXED: ("#E69F00", "^"),
-    arms.HEURISTIC: ("#009E73", "D"),
-    arms.TAMIYO: ("#0B5FA5", "o"),
-    arms.SHUFFLED: ("#56B4E9", "X"),
-    arms.FOREIGN: ("#56B4E9", "P"),
-    arms.EARLIEST: ("#0B5FA5", "<"),
-    arms.STATIC_EPOCHS: ("#D55E00", "P"),
-    arms.STATIC_FLOPS: ("#D55E00", "p"),
-    arms.ALL_FILLED: ("#5B3A8C", "h"),
-    arms.RANDOM_POPULATION: ("#BFC5CC", "."),
-    arms.BEST_OF_RANDOM: ("#1F2933", "*"),
-    arms.GROMO: ("#8C564B", "d"),
+    names.HOST_ALONE: ("#8A94A0", "s"),
+    names.RANDOM_LEGAL: ("#CC79A7", "v"),
+    names.FIXED: ("#E69F00", "^"),
+    names.HEURISTIC: ("#009E73", "D"),
+    names.TAMIYO: ("#0B5FA5", "o"),
+    names.SHUFFLED: ("#56B4E9", "X"),
+    names.FOREIGN: ("#56B4E9", "P"),
+    names.EARLIEST: ("#0B5FA5", "<"),
+    names.STATIC_EPOCHS: ("#D55E00", "P"),
+    names.STATIC_FLOPS: ("#D55E00", "p"),
+    names.ALL_FILLED: ("#5B3A8C", "h"),
+    names.RANDOM_POPULATION: ("#BFC5CC", "."),
+    names.BEST_OF_RANDOM: ("#1F2933", "*"),
+    names.GROMO: ("#8C564B", "d"),
 }
 
 Panel = Callable[[Axes, Table, str], None]
 
 
 def score_against_parameters(table: Table, path: Path) -> None:
-    """Test score against parameters, one panel a task, with the Pareto front of all arms' means."""
+    """Test score against parameters, one panel per task, with the Pareto front of all arms' means."""
     _figure(table, path, _draw_parameters, "parameters of the final network", "test score")
 
 
 def score_against_flops(table: Table, path: Path) -> None:
-    """Mean validation score against cumulative training FLOPs, one panel a task."""
+    """Mean validation score against cumulative training FLOPs, one panel per task."""
     _figure(table, path, _draw_flops, "training FLOPs so far", "validation score")
 
 
 def rent_front(table: Table, rents: Sequence[float], path: Path) -> None:
-    """What one policy does under several rents: test score against parameters, one panel a task."""
+    """What one policy does under several rents: test score against parameters, one panel per task."""
 
     def draw(axes: Axes, table: Table, task: str) -> None:
-        means = [_means(table.results[task, arms.at_rent(arms.TAMIYO, rent)]) for rent in rents]
-        colour, marker = _STYLE[arms.TAMIYO]
-        axes.plot(*zip(*means, strict=True), color=colour, marker=marker, label=arms.TAMIYO, linewidth=1.5)
+        means = [_means(table.results[task, names.at_rent(names.TAMIYO, rent)]) for rent in rents]
+        colour, marker = _STYLE[names.TAMIYO]
+        axes.plot(*zip(*means, strict=True), color=colour, marker=marker, label=names.TAMIYO, linewidth=1.5)
         for rent, (x, y) in zip(rents, means, strict=True):
             axes.annotate(f"{rent:g}", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=colour)
 
@@ -75,7 +74,7 @@ def _draw_parameters(axes: Axes, table: Table, task: str) -> None:
     points = []
     for arm, (colour, marker) in _drawn(table, task).items():
         results = table.results[task, arm]
-        if arm == arms.RANDOM_POPULATION:
+        if arm == names.RANDOM_POPULATION:
             xs, ys = [r.total_params for r in results], [r.test_score for r in results]
             axes.plot(xs, ys, marker, color=colour, label=f"{arm} (each)", markersize=6)
             continue
@@ -91,12 +90,12 @@ def _draw_parameters(axes: Axes, table: Table, task: str) -> None:
 def _draw_flops(axes: Axes, table: Table, task: str) -> None:
     for arm, (colour, _) in _drawn(table, task).items():
         results = table.results[task, arm]
-        if arm in (arms.RANDOM_POPULATION, arms.STATIC_FLOPS):
+        if arm in (names.RANDOM_POPULATION, names.STATIC_FLOPS):
             continue  # each run of these has a length of its own
         flops = np.mean([r.train_flops for r in results], axis=0)
         scores = np.mean([r.scores for r in results], axis=0)
-        start = 0 if arm == arms.BEST_OF_RANDOM else 1
-        axes.plot(flops[start:], scores[start:], color=colour, label=arm, linewidth=2.2 if arm == arms.TAMIYO else 1.2)
+        start = 0 if arm == names.BEST_OF_RANDOM else 1
+        axes.plot(flops[start:], scores[start:], color=colour, label=arm, linewidth=2.2 if arm == names.TAMIYO else 1.2)
 
 
 def _plain_ticks(axes: Axes) -> None:

@@ -1,16 +1,26 @@
-"""One self-contained HTML page, understood without the docs: no scripts, nothing loaded from elsewhere."""
+"""The report of a finished study: one self-contained HTML page, figures, and all results as JSON.
+
+The page is understood without the docs; it has no scripts and loads nothing from elsewhere.
+"""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
 from html import escape
+from itertools import product
 from pathlib import Path
 
-from esper.evaluation.statistics import Interval
-from esper.evaluation.study import arms
-from esper.evaluation.study.verdicts import COLUMNS, Claim
-from esper.evaluation.table import Row, Table
+from esper.evaluation import names
+from esper.evaluation.study.figures import rent_front, score_against_flops, score_against_parameters
+from esper.evaluation.study.study import Study, StudyConfig
+from esper.evaluation.study.verdicts import Claim, claims
+from esper.evaluation.table import INTERQUARTILE_MEANS, Row, Table, median_growth
+from esper.figure import growth_figure
+from esper.files import write_json_atomic
+from esper.tamiyo.policy.registry import trained_on
 
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1F2933; max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; }
@@ -26,8 +36,74 @@ tr.tamiyo { background: #E3F0FA; font-weight: 600; } .scroll { overflow-x: auto;
 """
 
 
-def html_report(
+def write_report(study: Study) -> tuple[list[Claim], list[Path]]:
+    """Judge the claims and write page, figures and tables of a finished study; the claims and what was written."""
+    config, directory = study.config, study.directory
+    units = set(study.units)
+    results = {unit: study.results(unit) for unit in product(config.task, study.arms) if unit in units}
+    fronts = {names.at_rent(names.TAMIYO, rent) for rent in config.rents}
+    everything = Table(results, trained_on(config.policy))
+    table = Table({unit: found for unit, found in results.items() if unit[1] not in fronts}, everything.trained_on)
+    found = claims(everything, config.rents)
+    figures = _draw(everything, table, config, directory)
+    page = directory / "report.html"
+    meanings = {name: arm.meaning for name, arm in study.arms.items()}
+    text = _page(table, found=found, meanings=meanings, figures=figures, settings=_settings(study))
+    page.write_text(text, encoding="utf-8")
+    rows = [row.to_json() for row in everything.rows(INTERQUARTILE_MEANS)]
+    write_json_atomic(directory / "comparison.json", {"claims": [claim.to_json() for claim in found], "rows": rows})
+    return found, [page, directory / "comparison.json", *(path for path, _ in figures)]
+
+
+def _draw(everything: Table, table: Table, config: StudyConfig, directory: Path) -> list[tuple[Path, str]]:
+    """Draw all figures; path and caption of each."""
+    figures = [
+        (
+            directory / "score-parameters.png",
+            "Test score against parameters: means with 95 % intervals; each random architecture is a grey dot; no arm "
+            "lies above and to the left of the dotted Pareto front.",
+        ),
+        (
+            directory / "score-flops.png",
+            "Mean validation score against the FLOPs of training so far, pruned blocks and attribution included; the "
+            "curve of the best of random begins where the search for it has ended.",
+        ),
+        (
+            directory / "rent-front.png",
+            "One policy under several rents (the price of a doubling of the parameters): mean size and test score.",
+        ),
+    ]
+    score_against_parameters(table, figures[0][0])
+    score_against_flops(table, figures[1][0])
+    rent_front(everything, config.rents, figures[2][0])
+    for task in table.tasks:
+        path = directory / f"growth-{task}.png"
+        growth_figure(median_growth(table, task, names.TAMIYO), path)
+        figures.append((path, f"{task}: the growth by Tamiyo whose J is the median one, decision by decision."))
+    return figures
+
+
+def _settings(study: Study) -> dict[str, str]:
+    """What a reader needs to run the study again."""
+    config = study.config
+    options = " ".join(
+        f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
+        for name, value in asdict(config).items()
+    )
+    missing = {"Not run": "; ".join(f"{arm} on {task} ({why})" for (task, arm), why in study.obstacles.items())}
+    return {
+        "Date": date.today().isoformat(),
+        "Episodes": f"{config.seeds} paired seeds on each task, from seed {config.seed}",
+        "Rent": f"{config.rent:g} (points of score for each doubling of the parameters)",
+        "Tamiyo was trained on": ", ".join(trained_on(config.policy)) or "unknown",
+        "Command": f"esper compare {options}",
+        **(missing if study.obstacles else {}),
+    }
+
+
+def _page(
     table: Table,
+    *,
     found: Sequence[Claim],
     meanings: Mapping[str, str],
     figures: Sequence[tuple[Path, str]],
@@ -56,7 +132,7 @@ def html_report(
         "episode of Tamiyo comes to a higher J than one of the arm; above 0.5 speaks for Tamiyo. Differences are means "
         "over paired seeds. Every arm that was run is shown.</p>",
     ]
-    rows = table.rows(COLUMNS)
+    rows = table.rows(INTERQUARTILE_MEANS)
     for task in table.tasks:
         unseen = "" if task in table.trained_on else " <span class=muted>(Tamiyo was not trained on it)</span>"
         body += [f"<h3>{escape(task)}{unseen}</h3>", _rows([row for row in rows if row.task == task])]
@@ -84,7 +160,7 @@ def _list(entries: Mapping[str, str]) -> str:
 def _claim(claim: Claim) -> str:
     kind = {"holds": "holds", "holds in part": "part", "fails": "fails"}[claim.verdict]
     rows = "".join(
-        _cells([escape(c.what), _number(c.interval), f"&gt; {c.threshold:g}", "yes" if c.holds else "no"])
+        _cells([escape(c.what), str(c.interval), f"&gt; {c.threshold:g}", "yes" if c.holds else "no"])
         for c in claim.checks
     )
     head = _cells(["rests on", "estimate [95 % interval]", "needed", "shown"], "th")
@@ -94,35 +170,21 @@ def _claim(claim: Claim) -> str:
 
 
 def _rows(rows: Sequence[Row]) -> str:
-    columns = ["arm", "episodes", "test score", "parameters", "training FLOPs", "J on test data", "J(Tamiyo) − J", "P"]
+    columns = INTERQUARTILE_MEANS
     lines = [
         _cells(
-            [
-                escape(row.arm),
-                str(row.episodes),
-                _number(row["test_score"]),
-                f"{row['total_params'].estimate:,.0f}",
-                f"{row['train_flops'].estimate:.2e}",
-                _number(row["test_J"]),
-                _number(row.intervals["difference"]),
-                _number(row.intervals["improvement"], 2),
-            ],
-            kind="tamiyo" if row.arm == arms.TAMIYO else "",
+            [escape(row.arm), str(row.episodes), *row.shown(columns, nothing="–")],
+            kind="tamiyo" if row.arm == names.TAMIYO else "",
         )
         for row in rows
     ]
-    return f"<div class=scroll><table>{_cells(columns, 'th')}{''.join(lines)}</table></div>"
+    head = _cells(["arm", "episodes", *(column.heading for column in columns.values())], "th")
+    return f"<div class=scroll><table>{head}{''.join(lines)}</table></div>"
 
 
 def _cells(texts: Iterable[str], tag: str = "td", kind: str = "") -> str:
     row = f"<tr class={kind}>" if kind else "<tr>"
     return row + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
-
-
-def _number(interval: Interval | None, digits: int = 3) -> str:
-    if interval is None:
-        return "–"
-    return f"{interval.estimate:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 def _figure(path: Path, caption: str) -> str:

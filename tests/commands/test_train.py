@@ -15,14 +15,13 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from episodes import quick_task
-from esper import simic
+from esper import simic, training
 from esper.cli import main
-from esper.commands import train
+from esper.commands.train import TamiyoProgress
 from esper.env.growth_env import GrowthVectorEnv
 from esper.evaluation.episodes import evaluation_seeds, run_episodes, validation_objectives
 from esper.simic import NetworkConfig, PPOConfig, TrainConfig, rollout_buffer
 from esper.simic import advantages as advantages_module
-from esper.simic.training.progress import Progress
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -99,7 +98,7 @@ def test_runs_of_several_lengths_are_trained_on_and_runs_of_the_tasks_length_com
 @pytest.mark.parametrize("best", [1.0, 0.3, 0.1])
 def test_how_she_decides_is_chosen_on_validation_episodes_and_kept(tmp_path, monkeypatch, capsys, best):
     """The comparison is played with the best, on other episodes; those are of validation data."""
-    played, really_compare = [], train.compare
+    played, really_compare = [], training.compare
 
     def validation_objectives(env, policy, seeds, **_):
         played.append((policy.bundle.op_share, list(seeds), env.reward_config.waste))
@@ -109,8 +108,8 @@ def test_how_she_decides_is_chosen_on_validation_episodes_and_kept(tmp_path, mon
         played.append((arms["Tamiyo"].bundle.op_share, list(seeds), envs[0].reward_config.waste))
         return really_compare(envs, arms, seeds, on_decision)
 
-    monkeypatch.setattr(train, "validation_objectives", validation_objectives)
-    monkeypatch.setattr(train, "compare", compare)
+    monkeypatch.setattr(training, "validation_objectives", validation_objectives)
+    monkeypatch.setattr(training, "compare", compare)
     assert run("--updates", 1, "--waste", 0.02, "--out", tmp_path / "run") == 0
     assert [share for share, _, _ in played] == [1.0, 0.3, 0.1, best]
     assert played[0][1] == played[2][1] == evaluation_seeds(1, seed=0, purpose="validation")
@@ -195,7 +194,7 @@ def test_a_trained_policy_goes_on_learning_from_where_it_is(tmp_path, trained):
 def test_a_run_from_a_trained_policy_goes_on_without_it(tmp_path, trained, monkeypatch):
     """Stopped in the second rollout and resumed when the policy that it began with is gone: bit for bit the same."""
 
-    class StopsOnce(Progress):
+    class StopsOnce(TamiyoProgress):
         steps = 0
 
         def on_step(self):
@@ -205,7 +204,7 @@ def test_a_run_from_a_trained_policy_goes_on_without_it(tmp_path, trained, monke
                 os.kill(os.getpid(), signal.SIGINT)
 
     assert run("--policy", trained, "--updates", 2, "--out", tmp_path / "whole") == 0
-    monkeypatch.setattr("esper.commands.train.Progress", StopsOnce)
+    monkeypatch.setattr("esper.commands.train.TamiyoProgress", StopsOnce)
     assert run("--policy", trained, "--updates", 2, "--out", tmp_path / "stopped") == 130
     assert len(rows(tmp_path / "stopped")) == 1
     shutil.rmtree(trained)
@@ -250,7 +249,7 @@ def test_a_finished_run_can_be_compared_again(tmp_path):
     ("arguments", "message"),
     [
         (["--task", "digit", "--out", "new"], "unknown task 'digit'; did you mean 'digits'"),
-        (["--updates", "0"], "--updates must be 1 or more, got 0"),
+        (["--updates", "0"], "updates must be 1 or more, got 0"),
         (["--rent", "-1", "--out", "new"], "rent"),
         (["--resume", "nowhere"], "expected the directory of an `esper train` run"),
         (["--out", "full"], "exists and is not empty"),

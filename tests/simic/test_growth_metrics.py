@@ -12,20 +12,20 @@ from gymnasium.vector import AutoresetMode
 from episodes import quick_task
 from esper import simic
 from esper.actions import HEAD_NAMES
-from esper.commands.train import TrainCommand
 from esper.env.growth_env import GrowthVectorEnv
 from esper.tasks import Task, get_task
+from esper.training import TamiyoConfig
 
 
 def trained(run_dir: Path, task: Task, num_envs: int, updates: int) -> dict[str, np.ndarray]:
     """Each metric over the updates, from the file of a run that learns as ``esper train`` does; NaN where none."""
-    command = TrainCommand()
+    tamiyo = TamiyoConfig()
     env = GrowthVectorEnv(num_envs, task, autoreset_mode=AutoresetMode.SAME_STEP)
     config = simic.TrainConfig(
         updates=updates,
         num_steps=task.horizon,
-        ppo=command.ppo,
-        network=command.network,
+        ppo=tamiyo.ppo,
+        network=tamiyo.network,
         normalize_observations=False,
         normalize_rewards=False,
     )

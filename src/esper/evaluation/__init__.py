@@ -22,9 +22,11 @@ from esper.evaluation.statistics import (
     paired_difference,
     probability_of_improvement,
 )
-from esper.evaluation.table import Column, Row, Table, compare
+from esper.evaluation.table import INTERQUARTILE_MEANS, MEANS, Column, Row, Table, compare
 
 __all__ = [
+    "INTERQUARTILE_MEANS",
+    "MEANS",
     "Column",
     "EpisodeResult",
     "Interval",

@@ -16,6 +16,7 @@ from esper.evaluation import names
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.statistics import bootstrap
 from esper.evaluation.table import Table
+from esper.files import written_whole
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness.
 _STYLE = {
@@ -129,4 +130,5 @@ def _figure(table: Table, path: Path, draw: Panel, x_label: str, y_label: str) -
             axes.set_visible(False)
         handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1]))
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-        figure.savefig(path, dpi=130)
+        with written_whole(path) as unfinished:
+            figure.savefig(unfinished, dpi=130)

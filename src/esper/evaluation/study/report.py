@@ -19,7 +19,7 @@ from esper.evaluation.study.study import Study, StudyConfig
 from esper.evaluation.study.verdicts import Claim, claims
 from esper.evaluation.table import INTERQUARTILE_MEANS, Row, Table, median_growth
 from esper.figure import growth_figure
-from esper.files import write_json_atomic
+from esper.files import write_json_atomic, written_whole
 from esper.tamiyo.policy.registry import trained_on
 
 _CSS = """
@@ -49,7 +49,8 @@ def write_report(study: Study) -> tuple[list[Claim], list[Path]]:
     page = directory / "report.html"
     meanings = {name: arm.meaning for name, arm in study.arms.items()}
     text = _page(table, found=found, meanings=meanings, figures=figures, settings=_settings(study))
-    page.write_text(text, encoding="utf-8")
+    with written_whole(page) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     rows = [row.to_json() for row in everything.rows(INTERQUARTILE_MEANS)]
     write_json_atomic(directory / "comparison.json", {"claims": [claim.to_json() for claim in found], "rows": rows})
     return found, [page, directory / "comparison.json", *(path for path, _ in figures)]

@@ -1,5 +1,7 @@
 """The command line as a user meets it."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -7,7 +9,7 @@ import pytest
 
 import esper
 from esper.actions import BLUEPRINT_NAMES
-from esper.cli import main
+from esper.cli import COMMANDS, main
 from esper.tasks import TASKS
 
 
@@ -30,7 +32,32 @@ def test_listings_name_everything(capsys):
     assert all(name in blueprints for name in BLUEPRINT_NAMES)
 
 
-@pytest.mark.parametrize("command", ["train", "tasks", "blueprints"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_overview_says_of_each_command_what_its_docstring_says(name, capsys):
+    home, summary = COMMANDS[name]
+    module, command = home.split(":")
+    docstring = inspect.getdoc(getattr(importlib.import_module(module), command))
+    assert summary == docstring.splitlines()[0]
+    assert main(["--help"]) == 0
+    assert f"  {name:10}  {summary}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_the_front_answers_without_torch(option):
+    """What takes seconds to import is imported by the command that needs it."""
+    command = [sys.executable, "-X", "importtime", "-m", "esper", option]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines()}
+    assert "esper" in imported
+    assert not imported & {"torch", "matplotlib", "scipy", "sklearn", "tensorboard"}
+
+
+def test_without_a_command_there_is_the_overview_and_exit_code_2(capsys):
+    assert main([]) == 2
+    assert "usage: esper COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -46,10 +73,22 @@ def test_help_shows_defaults_and_units(capsys):
     assert "default: 0.02" in text
 
 
-def test_an_unknown_command_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("name", "hint"), [("grwo", "did you mean 'grow'?"), ("xyz", "`esper --help`"), ("--quiet", "`esper --help`")]
+)
+def test_an_unknown_command_is_refused_with_the_nearest_names(name, hint, capsys):
+    assert main([name]) == 2
+    error = capsys.readouterr().err
+    assert f"got '{name}'" in error
+    assert hint in error
+    assert error.count("\n") == 1
+
+
+def test_an_unknown_option_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["grwo"])
+        main(["tasks", "--quick"])
     assert stop.value.code == 2
+    assert "--quick" in capsys.readouterr().err
 
 
 def test_esper_ppo_is_a_command(tmp_path, capsys):

@@ -1,51 +1,66 @@
 """The command line: ``esper train``, ``esper tasks``, ``esper blueprints``, ….
 
-Each command is a typed config dataclass; its options, defaults and help are derived from it (tyro). What the user got
-wrong ends in one clear line and exit code 2.
+Each command is a typed config dataclass in a module of its own, which is imported when it is called; its options,
+defaults and help are derived from it (tyro). What the user got wrong ends in one clear line and exit code 2.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import sys
 from collections.abc import Sequence
-from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 import esper
-from esper.commands.average import AverageCommand
-from esper.commands.compare import CompareCommand
-from esper.commands.grow import GrowCommand
-from esper.commands.listings import BlueprintsCommand, TasksCommand
-from esper.commands.ppo import PPOCommand
-from esper.commands.train import TrainCommand
 from esper.env.engine.allocator import keep_freed_memory
 
-Command = (
-    Annotated[TrainCommand, tyro.conf.subcommand("train")]
-    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
-    | Annotated[GrowCommand, tyro.conf.subcommand("grow")]
-    | Annotated[AverageCommand, tyro.conf.subcommand("average")]
-    | Annotated[PPOCommand, tyro.conf.subcommand("ppo")]
-    | Annotated[TasksCommand, tyro.conf.subcommand("tasks")]
-    | Annotated[BlueprintsCommand, tyro.conf.subcommand("blueprints")]
-)
+COMMANDS = {
+    "train": (
+        "esper.commands.train:TrainCommand",
+        "Train Tamiyo with PPO on growing networks, and compare it with the other controllers.",
+    ),
+    "compare": (
+        "esper.commands.compare:CompareCommand",
+        "Compare growth controllers and fixed networks on equal terms; a report in HTML, figures, and all results.",
+    ),
+    "grow": (
+        "esper.commands.grow:GrowCommand",
+        "Grow one network on a task or on your own data: figure, summary, test accuracy, and the model as a file.",
+    ),
+    "average": (
+        "esper.commands.average:AverageCommand",
+        "Average the weights of trained policies of which each was trained on from another.",
+    ),
+    "ppo": (
+        "esper.commands.ppo:PPOCommand",
+        "Train a recurrent policy with PPO on any Gymnasium environment with discrete actions.",
+    ),
+    "tasks": ("esper.commands.listings:TasksCommand", "List the tasks: data, host, slots, horizon."),
+    "blueprints": (
+        "esper.commands.listings:BlueprintsCommand",
+        "List the blueprints: what each is, which kinds of slot it fits, what it costs.",
+    ),
+}
+"""Name → where the command lives, and what it does: the first line of its docstring, known without importing it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 2 for what the user got wrong, 130 after Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments == ["--version"]:
+    name, *options = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
+    if name == "--version":
         print(f"esper {esper.__version__}")
         return 0
-    command = tyro.cli(
-        Command,
-        args=arguments,
-        prog="esper",
-        description="Grow PyTorch networks while they train, steered by a policy that has learned how.",
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    if name in ("", "-h", "--help"):
+        print(_overview())
+        return 0 if name else 2
+    if name not in COMMANDS:
+        print(f"esper: {_unknown(name)}", file=sys.stderr)
+        return 2
+    module, command_name = COMMANDS[name][0].split(":")
+    command = tyro.cli(getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}")
     keep_freed_memory()
     try:
         command.run(Console())
@@ -55,3 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:10}  {summary}" for name, (_, summary) in COMMANDS.items())
+    return (
+        "usage: esper COMMAND [OPTIONS]\n\n"
+        "Grow PyTorch networks while they train, steered by a policy that has learned how.\n\n"
+        f"{commands}\n\n"
+        "`esper COMMAND --help` shows the options of a command, `esper --version` the version."
+    )
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`esper --help` says what each of them does"
+    return f"expected one of the commands {', '.join(COMMANDS)}, got '{name}'; {hint}"

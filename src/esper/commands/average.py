@@ -22,7 +22,8 @@ class AverageCommand:
     out: Path
     """Directory to write the new policy to."""
     op_share: float | None = None
-    """Decide for good among the ops at least this share as probable as the likeliest; by default as the first."""
+    """In deterministic inference, choose among the ops at least this share as probable as the likeliest; by default as
+    the first policy does."""
 
     def run(self, console: Console) -> None:
         """Average, write and say where."""

@@ -50,7 +50,7 @@ class BlueprintsCommand:
     """List the blueprints: what each is, which kinds of slot it fits, what it costs."""
 
     def run(self, console: Console) -> None:
-        """Print one row a blueprint."""
+        """Print one row per blueprint."""
         table = Table(title="Blueprints (parameters in a slot of 16 channels, style add)")
         table.add_column("blueprint", no_wrap=True)
         table.add_column("what it is")

@@ -31,7 +31,7 @@ class TrainCommand:
     resume: Path | None = None
     """Directory of a run to go on with; all other options are then read from it."""
     quiet: bool = False
-    """One line an update, for logs, in place of the live display."""
+    """One line per update, for logs, in place of the live display."""
 
     def run(self, console: Console) -> None:
         """Train, compare, write everything into the run directory and say where."""
@@ -82,8 +82,8 @@ class TamiyoProgress(Progress, Watcher):
 
 def _chosen(op_share: float, objectives: Mapping[float, float]) -> str:
     """What was chosen on validation episodes, and why."""
-    told = ", ".join(f"{share:g}: {J:.3f}" for share, J in objectives.items())
-    return f"Q decides among ops from {op_share:g} of the likeliest's probability on (J in validation, {told})"
+    means = ", ".join(f"{share:g}: {J:.3f}" for share, J in objectives.items())
+    return f"Q decides among ops from {op_share:g} of the likeliest's probability on (J in validation, {means})"
 
 
 def write_comparison(table: Table, run_dir: Path) -> list[Path]:

@@ -216,19 +216,19 @@ class Growth:
         decided, changes = self._apply(*choice) if choice else self._rest()
         now = time.perf_counter()
         step = Step(
-            run.decision,
-            loss,
-            score,
-            train_loss,
-            added,
-            state,
-            found,
-            rolled_back,
-            decided,
-            events + changes,
-            1 + rolled_back + evaluations,
-            seconds,
-            now - self._clock,
+            decision=run.decision,
+            loss=loss,
+            score=score,
+            train_loss=train_loss,
+            added_params=added,
+            slots=state,
+            contributions=found,
+            rolled_back=rolled_back,
+            decided=decided,
+            events=events + changes,
+            evaluations=1 + rolled_back + evaluations,
+            contribution_seconds=seconds,
+            seconds=now - self._clock,
         )
         self._clock = now
         self.history.append(step)

@@ -9,7 +9,7 @@ from esper.observation import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKN
 
 PAGE = """# What a controller sees
 
-<!-- Made by docs/observation.py from the table in src/esper/observation.py; do not edit by hand. -->
+<!-- Made by docs/observation.py from the table in src/esper/observation/fields.py; do not edit by hand. -->
 
 An observation of a network with S slots is {run} + {slot}·S numbers: {run} about the run, then {slot} about each slot,
 in the order of the slots. Beside them stands the index of each slot's blueprint (−1 where the slot is empty). Every
@@ -41,7 +41,7 @@ def page() -> str:
 
 
 def table(fields: Sequence[Field]) -> str:
-    """One row a number; places count from 0."""
+    """One row per number; places count from 0."""
     rows = [f"| {i} | `{f.name}` | [{f.low:g}, {f.high:g}] | {f.meaning} |" for i, f in enumerate(fields)]
     return "\n".join(["| | name | range | meaning |", "|---|---|---|---|", *rows])
 

@@ -47,7 +47,7 @@ def test_episodes_begin_anew_as_under_gymnasiums_own_vectorisation(make_env, mod
     theirs = SyncVectorEnv(single, autoreset_mode=mode)
     expected, _ = theirs.reset(seed=[7, 8])
     ours = make_env(horizon=3, autoreset_mode=mode)
-    observation, _ = ours.reset(seed=[env.vector_env._entropy[0] for env in theirs.envs])
+    observation, _ = ours.reset(seed=[env.vector_env._rows[0].entropy for env in theirs.envs])
     assert same(observation, expected)
     policy = RandomPolicy()
     policy.reset(2, 0)

@@ -1,4 +1,4 @@
-"""Growth as a reinforcement-learning environment: K networks that train side by side, one decision an interval.
+"""Growth as a reinforcement-learning environment: K networks that train side by side, one decision per interval.
 
     envs = gymnasium.make_vec("esper/Growth-v0", num_envs=8, vectorization_mode="vector_entry_point", task="mnist1d")
 
@@ -9,13 +9,12 @@ J = score_T − rent · log2(params_T / params_host) is a finite-horizon one and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
@@ -26,36 +25,66 @@ from esper.env.engine.parallel import ParallelEngine
 from esper.env.engine.run import build_episode_host
 from esper.env.episode import NO_VARIANTS, Episode, Variants
 from esper.env.flops import ComputeMeter
+from esper.env.growth_spaces import action_space, observation_space
 from esper.env.reward import Objective, RewardConfig
 from esper.lifecycle import IllegalMoveError
-from esper.observation import encode, feature_bounds, size_ratio
+from esper.observation import encode, size_ratio
 from esper.tasks import Task, get_task
 
 
-def observation_space(num_slots: int) -> spaces.Dict:
-    """``features`` [24 + 34·S], ``blueprints`` [S] and ``action_mask`` {head: [...]} of one environment."""
-    low, high = feature_bounds(num_slots)
-    return spaces.Dict(
-        {
-            "features": spaces.Box(low, high, dtype=np.float32),
-            "blueprints": spaces.Box(-1, len(BLUEPRINT_NAMES) - 1, (num_slots,), dtype=np.int64),
-            "action_mask": spaces.Dict(
-                {name: spaces.Box(0, 1, shape, dtype=np.bool_) for name, shape in mask_shapes(num_slots).items()}
-            ),
-        }
-    )
+@dataclass
+class Row:
+    """One network of the environment: the stream of its episodes, and the episode that runs."""
 
+    entropy: int
+    """From it and the count of episodes the seed of each episode is made."""
+    episodes_begun: int = 0
+    reset_next: bool = False
+    """Whether the next step begins an episode (autoreset mode ``NEXT_STEP``)."""
+    episode: Episode = field(init=False)
+    objective: Objective = field(init=False)
+    other_objective: Objective | None = field(init=False)
+    """The same run at the other price, where the price is drawn."""
+    meter: ComputeMeter | None = field(init=False)
+    """Counts compute where wasted compute has a price."""
+    report: RowReport = field(init=False)
+    """The latest."""
+    actions: list[Decision] = field(init=False)
+    """The decisions of this episode so far."""
 
-def mask_shapes(num_slots: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every head's mask: op ``[O]``, slot ``[O, S]``, blueprint ``[S, 13]``, the rest ``[n]``."""
-    sizes = HEADS.sizes(num_slots)
-    conditional = {"slot": (sizes["op"], num_slots), "blueprint": (num_slots, sizes["blueprint"])}
-    return {name: conditional.get(name, (size,)) for name, size in sizes.items()}
+    def next_seed(self) -> int:
+        """Seed of the episode that the row's stream has next."""
+        return int(np.random.SeedSequence([self.entropy, self.episodes_begun]).generate_state(1)[0])
 
+    def begin(self, episode: Episode, config: RewardConfig, task: Task) -> None:
+        """An episode begins; its first report is still to come."""
+        self.episodes_begun += 1
+        self.reset_next = False
+        self.episode = episode
+        self.objective = Objective(config, episode.rent)
+        self.other_objective = None if episode.other_rent is None else Objective(config, episode.other_rent)
+        self.meter = ComputeMeter(task, episode) if config.waste else None
+        self.actions = []
 
-def action_space(num_slots: int) -> spaces.Dict:
-    """One discrete choice a head."""
-    return spaces.Dict({name: spaces.Discrete(size) for name, size in HEADS.sizes(num_slots).items()})
+    def rewards(self, slot_names: Sequence[str], *, done: bool) -> tuple[float, float]:
+        """What the latest decision paid, under the row's rent and under its other rent (0 where there is none)."""
+        reading, waste = self.report.reading, self._waste(slot_names)
+        ratio, rolled_back = size_ratio(reading), reading.rolled_back
+
+        def paid(objective: Objective | None) -> float:
+            if objective is None:
+                return 0.0
+            return objective.reward(self.report.score, ratio, rolled_back=rolled_back, done=done, waste=waste)
+
+        return paid(self.objective), paid(self.other_objective)
+
+    def _waste(self, slot_names: Sequence[str]) -> float:
+        """Count the latest decision's compute: what nothing is left of, in training runs of the host alone."""
+        if self.meter is None:
+            return 0.0
+        slots = zip(slot_names, self.report.reading.slots, strict=True)
+        self.meter.record({name: (slot.stage.name, slot.blueprint_name) for name, slot in slots})
+        return self.meter.wasted / self.meter.host_alone
 
 
 class GrowthVectorEnv(VectorEnv):
@@ -130,15 +159,8 @@ class GrowthVectorEnv(VectorEnv):
         self.engine = self._make_engine(tuple(blueprints), num_workers, engine)
         host = build_episode_host(self.task, Variants().draw(self.task, 0, rent=0.0, budget=None, host_params=1))
         self._host_params = sum(p.numel() for p in host.parameters())
-        self._entropy: list[int] = []
-        self._episode_counts = [0] * num_envs
-        self._episodes: list[Episode] = []
-        self._objectives: list[Objective] = []
-        self._other_objectives: list[Objective | None] = []
-        self._meters: dict[int, ComputeMeter] = {}
-        self._reports: list[RowReport] = []
-        self._actions: list[list[Decision]] = [[] for _ in range(num_envs)]
-        self._reset_next = np.zeros(num_envs, dtype=bool)
+        self._rows: list[Row] = []
+        """Empty until the first ``reset``."""
 
     def _make_engine(self, blueprints: tuple[str, ...], num_workers: int, kind: EngineKind) -> Engine:
         make = partial(make_engine, self.task, kind=kind, blueprints=blueprints)
@@ -154,17 +176,17 @@ class GrowthVectorEnv(VectorEnv):
         """Begin a new episode in every row.
 
         Args:
-            seed: One seed (row i gets its own stream from it), or one a row. ``None`` goes on with the present streams.
+            seed: One seed (row i gets its own stream from it), or one per row. ``None``: the streams go on.
             options: ``{"episode_seeds": [K ints]}`` begins exactly these episodes, as an evaluation needs them;
                 ``{"reset_mask": bool [K]}`` resets only the rows that are True.
         """
         options = options or {}
         rows = self._rows_to_reset(options)
-        if seed is not None or not self._entropy:
-            self._seed(seed)
         episode_seeds = options.get("episode_seeds")
         if episode_seeds is not None and len(episode_seeds) != self.num_envs:
-            raise ValueError(f"expected {self.num_envs} episode_seeds, one a row, got {len(episode_seeds)}")
+            raise ValueError(f"expected {self.num_envs} episode_seeds, one per row, got {len(episode_seeds)}")
+        if seed is not None or not self._rows:
+            self._seed(seed)
         self._begin(rows, episode_seeds)
         return self._observe(), self._info()
 
@@ -172,20 +194,21 @@ class GrowthVectorEnv(VectorEnv):
         self, actions: Mapping[str, Any]
     ) -> tuple[dict[str, Any], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One decision for every host, then one interval of training each."""
-        if not self._reports:
+        if not self._rows:
             raise RuntimeError("step() was called before reset(); call reset() first")
         decisions, illegal = self._decisions(actions)
-        waking = np.flatnonzero(self._reset_next).tolist()
-        stepping = [row for row in range(self.num_envs) if not self._reset_next[row]]
+        waking = [i for i, row in enumerate(self._rows) if row.reset_next]
+        stepping = [i for i, row in enumerate(self._rows) if not row.reset_next]
         if waking:
             self._begin(waking)
-        for row, report in self.engine.step({row: decisions[row] for row in stepping}).items():
-            self._reports[row] = report
-            self._actions[row].append(decisions[row])
+        for i, report in self.engine.step({i: decisions[i] for i in stepping}).items():
+            self._rows[i].report = report
+            self._rows[i].actions.append(decisions[i])
         rewards, terminated = np.zeros((2, self.num_envs)), np.zeros(self.num_envs, dtype=bool)
-        for row in stepping:
-            terminated[row] = self._reports[row].reading.decision >= self._episodes[row].horizon
-            rewards[:, row] = self._rewards(row, done=terminated[row])
+        for i in stepping:
+            row = self._rows[i]
+            terminated[i] = row.report.reading.decision >= row.episode.horizon
+            rewards[:, i] = row.rewards(self.task.slots, done=terminated[i])
         info = self._info(rewards[1]) | {"illegal": illegal}
         if terminated.any():
             info |= self._final_info(terminated)
@@ -194,7 +217,9 @@ class GrowthVectorEnv(VectorEnv):
                 info |= {"final_info": self._info(rewards[1]), "_final_info": terminated}
                 self._begin(np.flatnonzero(terminated).tolist())
                 info |= self._info(rewards[1])
-        self._reset_next = terminated if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros_like(terminated)
+            else:
+                for i in np.flatnonzero(terminated).tolist():
+                    self._rows[i].reset_next = True
         return self._observe(), rewards[0], terminated, np.zeros_like(terminated), info
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -209,11 +234,11 @@ class GrowthVectorEnv(VectorEnv):
         Episodes are deterministic, so :meth:`load_state_dict` replays the actions.
         """
         return {
-            "entropy": list(self._entropy),
-            "episode_counts": list(self._episode_counts),
-            "episode_seeds": [episode.seed for episode in self._episodes],
-            "actions": [[d.to_mapping() for d in actions] for actions in self._actions],
-            "reset_next": self._reset_next.tolist(),
+            "entropy": [row.entropy for row in self._rows],
+            "episode_counts": [row.episodes_begun for row in self._rows],
+            "episode_seeds": [row.episode.seed for row in self._rows],
+            "actions": [[decision.to_mapping() for decision in row.actions] for row in self._rows],
+            "reset_next": [row.reset_next for row in self._rows],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,17 +247,18 @@ class GrowthVectorEnv(VectorEnv):
             raise ValueError(
                 f"the state is of {len(state['episode_seeds'])} environments, this one has {self.num_envs}"
             )
-        self._entropy = list(state["entropy"])
+        self._rows = [Row(entropy) for entropy in state["entropy"]]
         self._begin(list(range(self.num_envs)), state["episode_seeds"])
-        self._episode_counts = list(state["episode_counts"])
         histories = [[Decision.from_mapping(a) for a in actions] for actions in state["actions"]]
         for t in range(max(map(len, histories), default=0)):
-            decisions = {row: history[t] for row, history in enumerate(histories) if t < len(history)}
-            for row, report in self.engine.step(decisions).items():
-                self._reports[row] = report
-                self._rewards(row, done=False)
-        self._actions = histories
-        self._reset_next = np.array(state["reset_next"], dtype=bool)
+            decisions = {i: history[t] for i, history in enumerate(histories) if t < len(history)}
+            for i, report in self.engine.step(decisions).items():
+                self._rows[i].report = report
+                self._rows[i].rewards(self.task.slots, done=False)
+        for row, actions, count, reset_next in zip(
+            self._rows, histories, state["episode_counts"], state["reset_next"], strict=True
+        ):
+            row.actions, row.episodes_begun, row.reset_next = actions, count, reset_next
         return self._observe()
 
     def test_scores(self) -> np.ndarray:
@@ -243,12 +269,12 @@ class GrowthVectorEnv(VectorEnv):
     @property
     def reports(self) -> list[RowReport]:
         """The latest raw report of every row, for figures and logs."""
-        return self._reports
+        return [row.report for row in self._rows]
 
     @property
     def episodes(self) -> list[Episode]:
         """The running episode of every row."""
-        return self._episodes
+        return [row.episode for row in self._rows]
 
     # ------------------------------------------------------------------ pieces
 
@@ -257,12 +283,14 @@ class GrowthVectorEnv(VectorEnv):
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         if isinstance(seed, (int, np.integer)):
             streams = [int(s) for s in np.random.SeedSequence(int(seed)).generate_state(self.num_envs)]
-            self._entropy = streams[:1] * self.num_envs if self.paired else streams
+            entropy = streams[:1] * self.num_envs if self.paired else streams
         elif len(seed) == self.num_envs:
-            self._entropy = [int(s) for s in seed]
+            entropy = [int(s) for s in seed]
         else:
             raise ValueError(f"expected one seed or {self.num_envs}, got {len(seed)}")
-        self._episode_counts = [0] * self.num_envs
+        self._rows = self._rows or [Row(number) for number in entropy]
+        for row, number in zip(self._rows, entropy, strict=True):
+            row.entropy, row.episodes_begun = number, 0
 
     def _rows_to_reset(self, options: Mapping[str, Any]) -> list[int]:
         unknown = sorted(set(options) - {"episode_seeds", "reset_mask"})
@@ -271,36 +299,20 @@ class GrowthVectorEnv(VectorEnv):
         mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=bool)
         if mask.shape != (self.num_envs,):
             raise ValueError(f"expected a reset_mask of shape [{self.num_envs}], got {list(mask.shape)}")
-        if not self._reports and not mask.all():
+        if not self._rows and not mask.all():
             raise ValueError("the first reset() begins an episode in every row; leave reset_mask out")
         return np.flatnonzero(mask).tolist()
 
     def _begin(self, rows: Sequence[int], episode_seeds: Sequence[int] | None = None) -> None:
         """Begin the next episode of each of these rows (or the one with the given seed)."""
-        if not self._reports:
-            self._episodes = [None] * self.num_envs  # type: ignore[list-item]
-            self._objectives = [None] * self.num_envs  # type: ignore[list-item]
-            self._other_objectives = [None] * self.num_envs
-            self._reports = [None] * self.num_envs  # type: ignore[list-item]
-        for row in rows:
-            if episode_seeds is not None:
-                seed = int(episode_seeds[row])
-            else:
-                seed = int(np.random.SeedSequence([self._entropy[row], self._episode_counts[row]]).generate_state(1)[0])
-            self._episode_counts[row] += 1
+        for i in rows:
+            seed = self._rows[i].next_seed() if episode_seeds is None else int(episode_seeds[i])
             episode = self.variants.draw(
                 self.task, seed, rent=self.reward_config.rent, budget=self.budget, host_params=self._host_params
             )
-            self._episodes[row] = episode
-            self._objectives[row] = Objective(self.reward_config, episode.rent)
-            if episode.other_rent is not None:
-                self._other_objectives[row] = Objective(self.reward_config, episode.other_rent)
-            if self.reward_config.waste:
-                self._meters[row] = ComputeMeter(self.task, episode)
-            self._actions[row] = []
-            self._reset_next[row] = False
-        for row, report in self.engine.reset({row: self._episodes[row] for row in rows}).items():
-            self._reports[row] = report
+            self._rows[i].begin(episode, self.reward_config, self.task)
+        for i, report in self.engine.reset({i: self._rows[i].episode for i in rows}).items():
+            self._rows[i].report = report
 
     def _decisions(self, actions: Mapping[str, Any]) -> tuple[list[Decision], np.ndarray]:
         """The decisions of all rows, and which of them came as illegal actions."""
@@ -311,39 +323,19 @@ class GrowthVectorEnv(VectorEnv):
         for name, array in arrays.items():
             if len(array) != self.num_envs:
                 raise ValueError(f"expected {self.num_envs} choices for head '{name}', got {len(array)}")
-        decisions = [Decision.from_mapping({n: arrays[n][row] for n in HEADS.names}) for row in range(self.num_envs)]
+        decisions = [Decision.from_mapping({n: arrays[n][i] for n in HEADS.names}) for i in range(self.num_envs)]
         illegal = np.zeros(self.num_envs, dtype=bool)
-        for row, decision in enumerate(decisions):
-            complaint = None if self._reset_next[row] else find_illegal(decision, self._reports[row].masks)
+        for i, (row, decision) in enumerate(zip(self._rows, decisions, strict=True)):
+            complaint = None if row.reset_next else find_illegal(decision, row.report.masks)
             if complaint is None:
                 continue
             if self.on_illegal == "raise":
-                raise IllegalMoveError(f"environment {row}: {complaint}")
-            decisions[row], illegal[row] = Decision(), True
+                raise IllegalMoveError(f"environment {i}: {complaint}")
+            decisions[i], illegal[i] = Decision(), True
         return decisions, illegal
 
-    def _rewards(self, row: int, *, done: bool) -> tuple[float, float]:
-        """What the latest decision of a row paid, under its rent and under its other rent (0 where there is none)."""
-        report, waste = self._reports[row], self._waste(row)
-        ratio, rolled_back = size_ratio(report.reading), report.reading.rolled_back
-
-        def paid(objective: Objective | None) -> float:
-            if objective is None:
-                return 0.0
-            return objective.reward(report.score, ratio, rolled_back=rolled_back, done=done, waste=waste)
-
-        return paid(self._objectives[row]), paid(self._other_objectives[row])
-
-    def _waste(self, row: int) -> float:
-        """Count the latest decision's compute: what nothing is left of, in training runs of the host alone."""
-        if row not in self._meters:
-            return 0.0
-        meter, slots = self._meters[row], self._reports[row].reading.slots
-        meter.record({n: (s.stage.name, s.blueprint_name) for n, s in zip(self.task.slots, slots, strict=True)})
-        return meter.wasted / meter.host_alone
-
     def _observe(self) -> dict[str, Any]:
-        encoded = [encode(report.reading) for report in self._reports]
+        encoded = [encode(row.report.reading) for row in self._rows]
         return {
             "features": np.stack([features for features, _ in encoded]),
             "blueprints": np.stack([blueprints for _, blueprints in encoded]),
@@ -353,39 +345,39 @@ class GrowthVectorEnv(VectorEnv):
     def _rows_observed(self, rows: np.ndarray) -> np.ndarray:
         """Object array [K]: the observation of each chosen row, ``None`` elsewhere (Gymnasium's form of final_obs)."""
         observed = np.full(self.num_envs, None, dtype=object)
-        for row, observation in enumerate(iterate(self.observation_space, self._observe())):
-            if rows[row]:
-                observed[row] = observation
+        for i, observation in enumerate(iterate(self.observation_space, self._observe())):
+            if rows[i]:
+                observed[i] = observation
         return observed
 
     def _masks(self) -> dict[str, np.ndarray]:
-        return {name: np.stack([report.masks[name] for report in self._reports]) for name in HEADS.names}
+        return {name: np.stack([row.report.masks[name] for row in self._rows]) for name in HEADS.names}
 
     def _info(self, other_rewards: np.ndarray | None = None) -> dict[str, Any]:
         """Of all rows; ``other_rewards`` [K] are those of the step under the other rent, ``None`` after a reset."""
+        conditions = [row.episode.info() for row in self._rows]
         return self._other_objective(other_rewards) | {
             "action_mask": self._masks(),
-            "score": np.array([report.score for report in self._reports]),
-            "added_params": np.array([report.reading.added_params for report in self._reports]),
-            "train_samples_seen": np.array([report.train_samples_seen for report in self._reports]),
-            "conditions": {k: np.array([e.info()[k] for e in self._episodes]) for k in self._episodes[0].info()},
+            "score": np.array([row.report.score for row in self._rows]),
+            "added_params": np.array([row.report.reading.added_params for row in self._rows]),
+            "train_samples_seen": np.array([row.report.train_samples_seen for row in self._rows]),
+            "conditions": {name: np.array([c[name] for c in conditions]) for name in conditions[0]},
         }
 
     def _other_objective(self, rewards: np.ndarray | None) -> dict[str, Any]:
         if self.variants.rent is None:
             return {}
-        prices = [objective.rent if objective else 0.0 for objective in self._other_objectives]
-        readings = [replace(report.reading, rent=rent) for report, rent in zip(self._reports, prices, strict=True)]
-        features = np.stack([encode(reading)[0] for reading in readings])
+        priced = [(row, row.other_objective.rent if row.other_objective else 0.0) for row in self._rows]
+        features = np.stack([encode(replace(row.report.reading, rent=rent))[0] for row, rent in priced])
         rewards = np.zeros(self.num_envs) if rewards is None else rewards
         return {"other_objective": {"features": features, "rewards": rewards}}
 
     def _final_info(self, ended: np.ndarray) -> dict[str, Any]:
         metrics = {
-            "J": np.array([objective.potential for objective in self._objectives]),
-            "score": np.array([report.score for report in self._reports]),
-            "added_params": np.array([float(report.reading.added_params) for report in self._reports]),
-            "penalty": np.array([objective.penalty for objective in self._objectives]),
+            "J": np.array([row.objective.potential for row in self._rows]),
+            "score": np.array([row.report.score for row in self._rows]),
+            "added_params": np.array([float(row.report.reading.added_params) for row in self._rows]),
+            "penalty": np.array([row.objective.penalty for row in self._rows]),
         }
         return {"episode_metrics": metrics, "_episode_metrics": ended}
 

@@ -248,9 +248,7 @@ SLOT_FIELDS: tuple[Field, ...] = (
     Field("kind_image", 0, 1, "1 if the slot carries images [N, C, H, W]", _is_kind("image")),
     Field("channels", 0, 1, "log2(channels) / 12", lambda s, r: math.log2(s.channels) / 12),
     Field("positions", 0, 1, "log2(length, or height × width) / 16", lambda s, r: math.log2(s.positions) / 16),
-    Field(
-        "affordable_share", 0, 1, "share of blueprints fitting slot and budget left", lambda s, r: s.affordable_share
-    ),
+    Field("affordable_share", 0, 1, "share of blueprints that slot and budget allow", lambda s, r: s.affordable_share),
     Field("germinations", 0, 1, "seeds germinated here so far / 5", lambda s, r: s.germinations / 5),
     Field("prunes", 0, 1, "seeds pruned here so far / 5", lambda s, r: s.prunes / 5),
 )

@@ -5,7 +5,9 @@ Everything that needs to know the action space (masks, network, environment, com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from esper.heads import Head, HeadTable
@@ -61,30 +63,54 @@ HEAD_NAMES: tuple[str, ...] = HEADS.names
 """Names of the heads, in the order they are drawn."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Decision:
-    """One decision for one network, by index into the ``HEADS`` choices.
+    """One decision for one network. Every choice may be given by name, or by its index into the ``HEADS`` choices.
 
-    Fields that the op does not use are ignored. ``slot`` counts the slots in the order they were named.
+    Fields that the op does not use are ignored.
+
+    Args:
+        op: What to do.
+        slot: Path of a slot, or its place among the slots in the order they were named. The name is kept until the
+            network, or whoever knows the slots, looks it up.
+        blueprint: One of :data:`BLUEPRINT_NAMES`.
+        style: One of :data:`STYLES`.
+        tempo: One of :data:`TEMPOS`.
+        curve: One of :data:`CURVES`.
+        alpha_target: One of :data:`ALPHA_TARGETS`, as a float; an int is an index here too.
+
+    Raises:
+        ValueError: For a choice that its head does not have; the message gives the choices.
+
+    Example:
+        >>> Decision(Op.GERMINATE, slot="layer2", blueprint="norm", style="gate").describe(["layer1", "layer2"])
+        'GERMINATE norm (gate) in layer2'
+        >>> Decision(Op.ADVANCE, slot=0, tempo="fast", alpha_target=0.7).to_mapping()["alpha_target"]
+        1
     """
 
-    op: Op = Op.WAIT
-    slot: int = 0
-    blueprint: int = 0
-    style: int = 0
-    tempo: int = 0
-    curve: int = 0
-    alpha_target: int = len(ALPHA_TARGETS) - 1
+    op: Op
+    slot: int | str
+    blueprint: int
+    style: int
+    tempo: int
+    curve: int
+    alpha_target: int
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "op", Op(self.op))
-        for head in HEADS[2:]:
-            choice = getattr(self, head.name)
-            if not 0 <= choice < head.num_choices:
-                raise ValueError(
-                    f"head '{head.name}' takes a choice from 0 to {head.num_choices - 1}, got {choice}; "
-                    f"the choices are {', '.join(head.choices)}"
-                )
+    def __init__(
+        self,
+        op: Op = Op.WAIT,
+        slot: int | str = 0,
+        blueprint: int | str = 0,
+        style: int | str = 0,
+        tempo: int | str = 0,
+        curve: int | str = 0,
+        alpha_target: int | float = ALPHA_TARGETS[-1],
+    ) -> None:
+        choices = {"blueprint": blueprint, "style": style, "tempo": tempo, "curve": curve, "alpha_target": alpha_target}
+        resolved = {name: _index(HEADS.named(name), choice) for name, choice in choices.items()}
+        for name, value in {"op": Op(op), "slot": slot, **resolved}.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_mapping(cls, action: Mapping[str, int]) -> Decision:
@@ -94,15 +120,16 @@ class Decision:
             raise ValueError(f"unknown action head(s) {unknown}; expected a subset of {list(HEAD_NAMES)}")
         return cls(**{name: int(value) for name, value in action.items()})  # type: ignore[arg-type]
 
-    def to_mapping(self) -> dict[str, int]:
-        """This decision as a mapping from head name to index."""
-        return {name: int(getattr(self, name)) for name in HEAD_NAMES}
+    def to_mapping(self, slot_names: Sequence[str] = ()) -> dict[str, int]:
+        """This decision as a mapping from head name to index; a slot's name is looked up among ``slot_names``."""
+        choices = {name: getattr(self, name) for name in HEAD_NAMES} | {"slot": slot_index(self.slot, slot_names)}
+        return {name: int(choice) for name, choice in choices.items()}
 
-    def describe(self, slot_names: tuple[str, ...] | list[str]) -> str:
+    def describe(self, slot_names: Sequence[str]) -> str:
         """The decision in words, for logs: ``GERMINATE conv (add) in layer2``."""
         if self.op is Op.WAIT:
             return "WAIT"
-        where = slot_names[self.slot]
+        where = slot_names[slot_index(self.slot, slot_names)]
         if self.op is Op.GERMINATE:
             return f"GERMINATE {BLUEPRINT_NAMES[self.blueprint]} ({STYLES[self.style]}) in {where}"
         words = f"{self.op.name} {where}"
@@ -111,3 +138,37 @@ class Decision:
         if self.op in _RAMPS:
             words += f" ({list(TEMPOS)[self.tempo]}, {CURVES[self.curve]})"
         return words
+
+
+def slot_index(slot: int | str, slot_names: Sequence[str]) -> int:
+    """The place of a slot that is given by its name, or by its place, among the slots.
+
+    Raises:
+        ValueError: For a name that no slot has; the message gives the nearest names.
+    """
+    if not isinstance(slot, str):
+        return operator.index(slot)
+    if not slot_names:
+        raise ValueError(f"slot '{slot}' is given by name where the slots' names are not known; give its index")
+    return _place(slot, slot_names, what="slot")
+
+
+def _index(head: Head, choice: int | str | float) -> int:
+    """The index of a head's choice that is given by name (a target by its value) or by index."""
+    if isinstance(choice, (str, float)):
+        return _place(str(choice), head.choices, what=head.name)
+    index = operator.index(choice)
+    if not 0 <= index < head.num_choices:
+        raise ValueError(
+            f"head '{head.name}' takes a choice from 0 to {head.num_choices - 1}, got {index}; "
+            f"the choices are {', '.join(head.choices)}"
+        )
+    return index
+
+
+def _place(name: str, names: Sequence[str], *, what: str) -> int:
+    if name in names:
+        return list(names).index(name)
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"there is no {what} '{name}'; {hint}The choices are {', '.join(names)}")

@@ -192,7 +192,7 @@ def _play(
     horizon = env.episodes[0].horizon
     info: dict[str, Any] = {}
     for decision in range(horizon):
-        seen, actions = observation, policy.act(observation)
+        seen, actions = observation, policy.act({**observation, "slot_names": env.task.slots})
         observation, _, _, _, info = env.step(actions)
         if record is not None:
             record(seen, actions)

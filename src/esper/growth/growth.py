@@ -32,7 +32,7 @@ from esper.network.history import History
 from esper.network.propose import propose_slots
 from esper.network.seed import Seed
 from esper.network.slot import Slot
-from esper.tamiyo.policy.protocol import Observation, Policy
+from esper.tamiyo.policy.protocol import Actions, Observation, Policy
 from esper.tamiyo.policy.registry import Rule, make_policy
 
 FORMAT = 1
@@ -286,7 +286,7 @@ class Growth:
             self._remind_policy()
         undo.callback(setattr, self, "_policy_is_ahead", True)
         observation = observe(run, self.network)
-        decision = Decision.from_mapping({n: int(c[0]) for n, c in self.policy.act(observation).items()})
+        decision = Decision.from_mapping({n: int(c[0]) for n, c in self._ask(observation).items()})
         decision = Decision.from_mapping(ranks.from_rank_0(decision.to_mapping()))
         self.network.check(decision)
         return observation, decision
@@ -295,8 +295,12 @@ class Growth:
         """Let the policy see again what it has seen, which brings back whatever it remembers."""
         self.policy.reset(1, self._seed)
         for observation in self._observations:
-            self.policy.act(observation)
+            self._ask(observation)
         self._policy_is_ahead = False
+
+    def _ask(self, observation: Observation) -> Actions:
+        """What the policy answers; it is shown the names of the slots, too."""
+        return self.policy.act({**observation, "slot_names": self.network.slot_names})
 
     def _apply(self, observation: Observation, decision: Decision) -> tuple[str, list[Event]]:
         """Change the network; what was decided, in words, and what happened."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, HEADS, STYLES, TEMPOS, Decision
+from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, HEADS, STYLES, TEMPOS, Decision, slot_index
 from esper.lifecycle import Op, Stage, check_legal, is_legal
 from esper.network import optimizer as surgery
 from esper.network import state as saved_state
@@ -86,7 +86,7 @@ class GrowingNetwork:
     Example:
         >>> host = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> network = GrowingNetwork(host, ["1"], torch.zeros(1, 4))
-        >>> germinate = Decision(Op.GERMINATE, slot=0, blueprint=BLUEPRINT_NAMES.index("mlp"))
+        >>> germinate = Decision(Op.GERMINATE, slot="1", blueprint="mlp")
         >>> [event.kind for event in network.step(germinate)]
         ['germinated']
         >>> network.slots[0].stage.name, network.added_params
@@ -225,12 +225,13 @@ class GrowingNetwork:
         """
         if decision.op is Op.WAIT:
             return
-        if not 0 <= decision.slot < self.num_slots:
-            raise ValueError(f"slot must be from 0 to {self.num_slots - 1}, got {decision.slot}")
-        slot = self.slots[decision.slot]
+        index = slot_index(decision.slot, self.slot_names)
+        if not 0 <= index < self.num_slots:
+            raise ValueError(f"slot must be from 0 to {self.num_slots - 1}, got {index}")
+        slot = self.slots[index]
         check_legal(decision.op, slot.stage, slot=slot.name, pruning=slot.life.pruning)
         if decision.op is Op.GERMINATE:
-            self._check_blueprint(decision.slot, decision.blueprint)
+            self._check_blueprint(index, decision.blueprint)
 
     def _check_blueprint(self, index: int, blueprint: int) -> None:
         slot, name = self.slots[index], BLUEPRINT_NAMES[blueprint]
@@ -292,7 +293,7 @@ class GrowingNetwork:
             self._gradients = None
 
     def _apply(self, decision: Decision) -> Event:
-        slot = self.slots[decision.slot]
+        slot = self.slots[slot_index(decision.slot, self.slot_names)]
         tempo, curve = list(TEMPOS.values())[decision.tempo], CURVES[decision.curve]
         if decision.op is Op.GERMINATE:
             return self._germinate(slot, decision)

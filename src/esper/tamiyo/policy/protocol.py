@@ -25,12 +25,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from esper.actions import HEAD_NAMES, Decision
+from esper.actions import HEAD_NAMES, Decision, slot_index
 from esper.lifecycle import Op
 from esper.observation import ObservationView
 
 Observation = Mapping[str, Any]
-"""``features`` float ``[B, 24 + 34·S]``, ``blueprints`` int ``[B, S]``, ``action_mask`` {head: bool ``[B, ...]``}."""
+"""``features`` float ``[B, 24 + 34·S]``, ``blueprints`` int ``[B, S]``, ``action_mask`` {head: bool ``[B, ...]``};
+where the names of the slots are known, ``slot_names``, S of them, the same for every run."""
 
 Actions = dict[str, np.ndarray]
 """Head name → int64 ``[B]``."""
@@ -54,13 +55,15 @@ class RunView:
     """Decisions taken so far in this run."""
     memory: dict[Any, Any] = field(default_factory=dict)
     """The rule's own notes; empty when the run begins."""
+    slot_names: tuple[str, ...] = ()
+    """What the slots are called, where it is known; a rule may name them then."""
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     observation: ObservationView = field(init=False)
     masks: dict[str, np.ndarray] = field(init=False)
 
-    def allows(self, op: Op, slot: int) -> bool:
+    def allows(self, op: Op, slot: int | str) -> bool:
         """Whether ``op`` is legal for ``slot`` now."""
-        return bool(self.masks["op"][op] and self.masks["slot"][op, slot])
+        return bool(self.masks["op"][op] and self.masks["slot"][op, slot_index(slot, self.slot_names)])
 
     def slots_allowing(self, op: Op) -> list[int]:
         """The slots for which ``op`` is legal now."""
@@ -105,6 +108,7 @@ class RulePolicy(ABC):
         for row, run in enumerate(self._runs):
             run.observation = ObservationView(features[row], np.asarray(observation["blueprints"][row]))
             run.masks = {name: np.asarray(observation["action_mask"][name][row]) for name in HEAD_NAMES}
-            decisions.append(self.decide(run).to_mapping())
+            run.slot_names = tuple(observation.get("slot_names", ()))
+            decisions.append(self.decide(run).to_mapping(run.slot_names))
             run.decision += 1
         return {name: np.array([d[name] for d in decisions], dtype=np.int64) for name in HEAD_NAMES}

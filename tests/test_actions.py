@@ -10,7 +10,7 @@ from torch import nn
 import esper
 from episodes import quick_task
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, HEAD_NAMES, HEADS, Decision, slot_index
-from esper.env.growth_env import GrowthVectorEnv
+from esper.env import GrowthVectorEnv
 from esper.evaluation.episodes import run_episodes, validation_objectives
 from esper.heads import Head, HeadTable
 from esper.lifecycle import IllegalMoveError, Op

@@ -118,10 +118,9 @@ def test_permuting_the_slots_permutes_the_observation(run, random):
 
 
 def test_what_is_not_known_is_not_zero():
-    run = RunReading(
-        0, None, [], [], [], 100, 0, 0.02, slots=[SlotReading(kind="image", channels=8, positions=64, depth=0.0)]
-    )
-    view = ObservationView(*encode(run))
+    nothing_yet = {"decision": 0, "horizon": None, "scores": [], "train_losses": [], "val_losses": []}
+    slot = SlotReading(kind="image", channels=8, positions=64, depth=0.0)
+    view = ObservationView(*encode(RunReading(**nothing_yet, host_params=100, added_params=0, rent=0.02, slots=[slot])))
     for name in ("progress", "score", "train_loss", "budget", "score_trend"):
         assert view[name] is None
     for name in ("contribution", "alpha_target", "ramp_progress", "age"):
@@ -133,7 +132,8 @@ def test_a_view_reads_by_name():
     carried = {"kind": "vector", "channels": 4, "positions": 1}
     held = SlotReading(**carried, depth=1.0, stage=Stage.HOLDING, blueprint=3, alpha=0.5)
     slots = [SlotReading(**carried, depth=0.0), held]
-    view = ObservationView(*encode(RunReading(6, 24, [0.25], [1.0], [3.0], 100, 0, 0.02, slots=slots)))
+    history = {"decision": 6, "horizon": 24, "scores": [0.25], "train_losses": [1.0], "val_losses": [3.0]}
+    view = ObservationView(*encode(RunReading(**history, host_params=100, added_params=0, rent=0.02, slots=slots)))
     assert (view["progress"], view["score"], view["val_loss"]) == (0.25, 0.25, 0.75)
     assert (view.stage(0), view.stage(1)) == (Stage.DORMANT, Stage.HOLDING)
     assert (view.blueprint(0), view.blueprint(1), view.slot(1, "alpha")) == (-1, 3, 0.5)

@@ -3,7 +3,7 @@
 import pytest
 
 from episodes import quick_task
-from esper.env.growth_env import GrowthVectorEnv
+from esper.env import GrowthVectorEnv
 
 
 @pytest.fixture

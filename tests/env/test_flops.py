@@ -8,10 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from episodes import quick_task
+from esper.env import RewardConfig
 from esper.env.engine.run import ATTRIBUTION_SAMPLES
 from esper.env.episode import NO_VARIANTS
 from esper.env.flops import ComputeMeter, training_flops
-from esper.env.reward import RewardConfig
 from esper.evaluation.episodes import run_episodes
 from esper.network.blueprints import count_flops
 from esper.network.growing_network import GrowingNetwork

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from episodes import flat, play, quick_task, same
 from esper.actions import HEADS, Decision
-from esper.env.episode import Variants
-from esper.env.growth_env import GrowthEnv, GrowthVectorEnv, find_illegal
-from esper.env.reward import RewardConfig
+from esper.env import GrowthEnv, GrowthVectorEnv, RewardConfig, Variants, find_illegal
 from esper.lifecycle import IllegalMoveError, Op
 from esper.observation import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, UNKNOWN, ObservationView
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy, WaitPolicy
@@ -386,13 +384,13 @@ def test_the_other_objective_is_what_a_run_at_that_rent_shows_and_pays(make_env,
     for step in range(4):
         actions = policy.act(observation)
         observation, _, terminated, _, info = env.step(actions)
-        told = info.get("final_info", info)
+        shown = info.get("final_info", info)
         for row, twin in enumerate(twins):
             seen, reward, ended, _, theirs = twin.step(
                 {head: choice[row : row + 1] for head, choice in actions.items()}
             )
             features = theirs["final_obs"][0]["features"] if "final_obs" in theirs else seen["features"][0]
-            assert np.array_equal(features, told["other_objective"]["features"][row])
+            assert np.array_equal(features, shown["other_objective"]["features"][row])
             assert reward[0] == info["other_objective"]["rewards"][row]
             assert ended[0] == terminated[row] == (step == 3)
 

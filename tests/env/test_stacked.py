@@ -12,11 +12,11 @@ from torch import nn
 
 from episodes import play, quick_task
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
+from esper.env import GrowthVectorEnv
 from esper.env.engine.factory import make_engine
 from esper.env.engine.loop import LoopEngine
 from esper.env.engine.stacked import StackedEngine
 from esper.env.episode import Episode
-from esper.env.growth_env import GrowthVectorEnv
 from esper.lifecycle import Op, Stage
 from esper.tasks import TASKS, get_task
 

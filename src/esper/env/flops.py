@@ -6,7 +6,7 @@ multiply-add as two); a backward pass counts as two forward passes. Counted are
 - training of the host and of every seed that is there, pruned ones for as long as they lived,
 - attribution: the evaluations with a seed acting otherwise, which only growth needs.
 
-Not counted, since every arm needs it alike: one validation a decision, and the optimizer.
+Not counted, since every arm needs it alike: one validation per decision, and the optimizer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SlotHistory = Mapping[str, Sequence[tuple[str, str | None, float]]]
 """Slot name → (stage, blueprint, alpha) after every decision, ``[T + 1]``."""
 
 _PASSES = {Stage.TRAINING.name: 1, Stage.BLENDING.name: 2, Stage.HOLDING.name: 1}
-"""Attribution passes a decision of a seed in this stage."""
+"""Attribution passes per decision of a seed in this stage."""
 
 
 class ComputeMeter:

@@ -74,7 +74,7 @@ class SlotReading(SlotState, SlotStatistics[float]):
         return BLUEPRINT_NAMES[self.blueprint] if self.blueprint >= 0 else None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunReading:
     """Raw readings of one training run after a decision. Histories are oldest first, one entry per decision."""
 

@@ -24,8 +24,8 @@ class ObservationView:
     Example:
         >>> from esper.observation import RunReading, SlotReading, encode
         >>> slot = SlotReading(kind="vector", channels=8, positions=1, depth=0.0)
-        >>> losses = {"train_losses": [1.0], "val_losses": [1.0]}
-        >>> run = RunReading(1, 10, [0.5], **losses, host_params=100, added_params=0, rent=0.02, slots=[slot])
+        >>> history = {"decision": 1, "horizon": 10, "scores": [0.5], "train_losses": [1.0], "val_losses": [1.0]}
+        >>> run = RunReading(**history, host_params=100, added_params=0, rent=0.02, slots=[slot])
         >>> view = ObservationView(*encode(run))
         >>> view["score"], view["budget"], view.slot(0, "kind_vector")
         (0.5, None, 1.0)

@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, up to the most that it has held at once.
 
     Tensors of some hundred kilobytes, which come and go with every training step of small networks, are given back to
-    the system by glibc and asked for again, and every page is zeroed anew: thousands of page faults a decision, a fifth
-    of the time. Only for processes of our own; it changes no result.
+    the system by glibc and asked for again, and every page is zeroed anew: thousands of page faults per decision, a
+    fifth of the time. Only for processes of our own; it changes no result.
 
     Returns:
         Whether it was done: on Linux with glibc.

@@ -23,7 +23,7 @@ class HostRun(Run):
     def __init__(self, task: Task, episode: Episode, blueprints: Sequence[str]) -> None:
         model = build_episode_host(task, episode)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=episode.learning_rate)
-        super().__init__(task, episode, blueprints, model, self.optimizer)
+        super().__init__(task, episode, blueprints, model, optimizer=self.optimizer)
         self.governor = Governor(self.network, self.optimizer)
         self._rng_state = torch.Generator().manual_seed(episode.seed).get_state()
         self.record(*self._evaluate())

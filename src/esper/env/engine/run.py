@@ -72,7 +72,7 @@ class Run(History):
         episode: Under which conditions.
         blueprints: Names of the blueprints that may be germinated.
         model: The untrained host.
-        optimizer: Takes the seeds' parameters in, where there is one optimizer a host.
+        optimizer: Takes the seeds' parameters in, where there is one optimizer per host.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The fast engine: hosts of one structure train in one autograd graph.
 
 It means what :class:`~esper.env.engine.loop.LoopEngine` means, up to the rounding of floating-point sums: the same data
-order, initial weights, optimiser, stages, readings, attribution and governor. The networks are real
-:class:`~esper.network.growing_network.GrowingNetwork` objects and keep their own books; only the arithmetic is shared.
+order, initial weights, optimizer, stages, readings, attribution and governor. The networks are real
+:class:`~esper.network.growing_network.GrowingNetwork` objects and keep their own state; only the arithmetic is shared.
 
 What happens in one host changes no bit of another, with one exception: a convolution in an image slot may round
 otherwise while no other host holds its like.

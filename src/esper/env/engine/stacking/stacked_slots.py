@@ -147,7 +147,7 @@ def _per_channel(values: Tensor, spec: SlotSpec) -> Tensor:
 
 @dataclass
 class Measurement:
-    """Root mean squares of one batch at one slot, a value a host."""
+    """Root mean squares of one batch at one slot, one value per host."""
 
     activation: Tensor
     """``[K]``"""

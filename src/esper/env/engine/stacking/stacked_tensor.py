@@ -1,4 +1,4 @@
-"""Stacked values: K tensors of one shape, one a host, that PyTorch code may take for a single one.
+"""Stacked values: K tensors of one shape, one per host, that PyTorch code may take for a single one.
 
 A module of one host is run unchanged: its parameters and its input are :class:`Stacked`, and every PyTorch function it
 calls on them is answered by a *rule*, which does the same for all hosts at once. A function without a rule is an error,

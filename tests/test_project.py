@@ -29,6 +29,7 @@ RANKS = {
     "actions": 0,
     "observation": 0,
     "files": 0,
+    "allocator": 0,
     "tasks": 1,
     "network": 1,
     "tamiyo": 1,

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 import esper
-from esper.env.engine.allocator import keep_freed_memory
+from esper.allocator import keep_freed_memory
 
 COMMANDS = {
     "train": (

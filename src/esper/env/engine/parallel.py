@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from esper.actions import Decision
-from esper.env.engine.allocator import keep_freed_memory
+from esper.allocator import keep_freed_memory
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.episode import Episode
 

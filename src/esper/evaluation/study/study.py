@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from esper.env.engine.allocator import keep_freed_memory
+from esper.allocator import keep_freed_memory
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.study.arms import Bench, study_arms
 from esper.files import write_json_atomic

@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from esper.env.engine.allocator import keep_freed_memory
+from esper.allocator import keep_freed_memory
 assert keep_freed_memory()
 def work():
     held = [torch.ones(1000, 300) for _ in range(40)]

@@ -23,7 +23,7 @@ from esper.growth.export import export_model
 from esper.growth.observe import observe, to_arrays, to_tensors
 from esper.growth.probe import Probe, compile_afresh, uncompiled
 from esper.growth.step import Step, record, slots_table, summary
-from esper.growth.undo import all_or_nothing, keep_books
+from esper.growth.undo import all_or_nothing, keep_state
 from esper.lifecycle import Stage
 from esper.network.attribution import contributions
 from esper.network.governor import Governor, Snapshot
@@ -192,7 +192,7 @@ class Growth:
         run = self._run
         with all_or_nothing() as undo:
             undo.callback(self._probe.resume_interval)
-            keep_books(undo, self.network, run, self._governor)
+            keep_state(undo, self.network, run, self._governor)
             self._probe.end_interval()
             with in_evaluation(self.network.model):
                 loss, score = self._measure(evaluate)

@@ -63,12 +63,12 @@ def average_statistics(network: GrowingNetwork) -> None:
     """Every rank has seen other batches; what policies and governor read must agree."""
     if world_size() == 1:
         return
-    books = [(slot.statistics, name) for slot in network.slots for name in vars(slot.statistics)]
-    books.append((network, "host_gradient_rms"))  # type: ignore[arg-type]
-    values = [getattr(book, name) for book, name in books]
+    kept = [(slot.statistics, name) for slot in network.slots for name in vars(slot.statistics)]
+    kept.append((network, "host_gradient_rms"))  # type: ignore[arg-type]
+    values = [getattr(owner, name) for owner, name in kept]
     averaged = mean([None if v is None else float(v) for v in values])
-    for (book, name), value in zip(books, averaged, strict=True):
-        setattr(book, name, None if value is None else torch.tensor(value))
+    for (owner, name), value in zip(kept, averaged, strict=True):
+        setattr(owner, name, None if value is None else torch.tensor(value))
 
 
 class GrowingParallel(nn.Module):

@@ -16,14 +16,14 @@ def all_or_nothing() -> Iterator[ExitStack]:
     """If the block raises, what has been registered in the stack is called, last first; otherwise nothing is.
 
     Example:
-        >>> books = [1]
+        >>> values = [1]
         >>> try:
         ...     with all_or_nothing() as undo:
-        ...         books.append(2)
-        ...         _ = undo.callback(books.pop)
-        ...         books.append(1 / 0)
+        ...         values.append(2)
+        ...         _ = undo.callback(values.pop)
+        ...         values.append(1 / 0)
         ... except ZeroDivisionError:
-        ...     print(books)
+        ...     print(values)
         [1]
     """
     with ExitStack() as undo:
@@ -31,8 +31,8 @@ def all_or_nothing() -> Iterator[ExitStack]:
         undo.pop_all()
 
 
-def keep_books(undo: ExitStack, network: GrowingNetwork, run: History, governor: Governor | None) -> None:
-    """Register that the books of all of these become what they are now; weights and seeds are not among them."""
+def keep_state(undo: ExitStack, network: GrowingNetwork, run: History, governor: Governor | None) -> None:
+    """Register that the state of all of these becomes what it is now; weights and seeds are not among them."""
     if governor is not None:
         undo.callback(governor.load_state_dict, governor.state_dict())
     undo.callback(vars(run).update, {name: copy.copy(value) for name, value in vars(run).items()})

@@ -31,7 +31,7 @@ class Counterfactual:
 def contributions(
     network: GrowingNetwork, evaluate: Evaluate, baseline: tuple[float, float] | None = None
 ) -> dict[int, float]:
-    """Measure every seed that is undecided, by slot index, and enter the results into the slots' books.
+    """Measure every seed that is undecided, by slot index, and enter the results into the slots' state.
 
     - TRAINING: score as if blended in at alpha 1, less the score as it is.
     - BLENDING and HOLDING: score at the alpha target, less the score with the seed switched off.
@@ -77,7 +77,7 @@ def counterfactuals(network: GrowingNetwork) -> list[Counterfactual]:
 def enter_contributions(
     network: GrowingNetwork, as_is: float, answers: Mapping[Counterfactual, float]
 ) -> dict[int, float]:
-    """Enter the contributions that follow from the scores into the slots' books.
+    """Enter the contributions that follow from the scores into the slots' state.
 
     Args:
         network: The growing network, unchanged since :func:`counterfactuals`.

@@ -21,7 +21,7 @@ from esper.network.slot import Slot
 WINDOW = 16
 """Number of good losses that make up the running band."""
 
-LOUD = 10.0
+RUNAWAY = 10.0
 """A seed whose output is this many times as large as its slot's activation has run away."""
 
 
@@ -91,8 +91,8 @@ class Governor:
 
         The learning rate and its like stay as they are now, and the number of decisions goes on: the scheduler and the
         controller have not gone back. The seed to blame is the first in this list, if any: the only ones that are not
-        finite while the host is; one whose measured output was 10 times as loud as its slot; one whose alpha has moved
-        in this decision.
+        finite while the host is; one whose measured output had 10 times the root mean square of its slot's; one whose
+        alpha has moved in this decision.
 
         Returns:
             What happened to the slots, in order.
@@ -154,18 +154,18 @@ def _find_culprit(network: GrowingNetwork) -> int | None:
         if broken:
             return broken[0]
     blended = [i for i in active if network.slots[i].stage is not Stage.TRAINING]
-    for suspicious in (_is_loud, _has_just_moved):
+    for suspicious in (_has_run_away, _has_just_moved):
         for index in blended:
             if suspicious(network.slots[index]):
                 return index
     return None
 
 
-def _is_loud(slot: Slot) -> bool:
+def _has_run_away(slot: Slot) -> bool:
     output, activation = slot.statistics.seed_output_rms, slot.statistics.activation_rms
     if output is None or activation is None:
         return False
-    return not float(output) <= LOUD * float(activation)
+    return not float(output) <= RUNAWAY * float(activation)
 
 
 def _has_just_moved(slot: Slot) -> bool:

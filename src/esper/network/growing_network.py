@@ -72,7 +72,7 @@ class GrowingNetwork:
             arguments) or a mapping (keyword arguments).
         optimizer: Takes the seeds' parameters in and lets them go. ``None``: the caller looks after them.
         budget: Cap on added parameters, seeds in every stage counted; ``None`` for no cap. A blueprint can be
-            germinated only if its dearest style (gate) fits, so that the choice of a style is always free.
+            germinated only if its largest style (gate) fits, so that the choice of a style is always free.
         flops_budget: Cap on added FLOPs of a forward pass over one sample of the example's size; ``None`` for no cap.
         blueprints: The blueprints that may be germinated.
         seed: Decides the initial weights of the seeds, together with the slot and the number of seeds it had before.
@@ -242,7 +242,7 @@ class GrowingNetwork:
         cost = int(self._costs[index, blueprint])
         if self.budget is not None and cost > self.budget - self.added_params:
             raise BudgetError(
-                f"blueprint '{name}' needs {cost} parameters in slot '{slot.name}' (in its dearest style), but of the "
+                f"blueprint '{name}' needs {cost} parameters in slot '{slot.name}' (in its largest style), but of the "
                 f"budget of {self.budget} only {self.budget - self.added_params} are left"
             )
         flops = int(self._flops[index, blueprint])

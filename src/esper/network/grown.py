@@ -1,4 +1,4 @@
-"""The grown network as a plain module: no hooks, no books."""
+"""The grown network as a plain module: no hooks, no state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The history of one run, and what a controller reads of it. The environment and ``Growth`` keep the same books."""
+"""The history of one run, and what a controller reads of it. The environment and ``Growth`` keep the same one."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ def isolated_gradient(grad: Tensor, h: Tensor, effect: Tensor, rms: Callable[[Te
 
     The loss never feels an isolated seed, so ``grad`` alone would push its effect outwards for ever, the further the
     longer it trains, and the host would break when it is blended in (measured on ``mnist1d``: J 0.61 without the second
-    term, 0.83 with it). With it the effect comes to rest at a step against the gradient, at most ``TRUST_RADIUS`` as
-    loud as the activation: functional gradient boosting (Friedman, Annals of Statistics 2001) with a proximal term.
+    term, 0.83 with it). With it the effect comes to rest at a step against the gradient, of at most ``TRUST_RADIUS``
+    times the root mean square of the activation: functional gradient boosting (Friedman, Annals of Statistics 2001)
+    with a proximal term.
 
     Args:
         grad: Gradient of the loss at the slot's output, the shape of ``h``.

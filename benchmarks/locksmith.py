@@ -18,7 +18,7 @@ from gymnasium.wrappers import FilterObservation
 from rich.console import Console
 from rich.table import Table
 
-from esper.simic import NetworkConfig, PPOConfig, TrainConfig, evaluate, train
+from esper.simic import NetworkOptions, PPOConfig, TrainConfig, evaluate, train
 from esper.simic.locksmith import CEILINGS, Locksmith
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.vectorized import make_policy
@@ -41,13 +41,13 @@ def play(missing: str, seed: int, steps: int) -> float:
     """Mean return of a policy trained without the ability that is ``missing``, actions drawn, 400 episodes."""
     make = (lambda: FilterObservation(Locksmith(), ["door", "key"])) if missing == "no mask" else Locksmith
     envs = SyncVectorEnv([make] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
-    network = NetworkConfig(recurrent=missing != "no memory")
+    network = NetworkOptions(recurrent=missing != "no memory")
     config = TrainConfig(seed=seed, total_steps=steps, ppo=PPO, network=network)
     policy = make_policy(EnvironmentAdapter(envs), config)
     if missing == "independent heads":
         door = policy.network.tree.heads[0]
-        door.told.requires_grad_(False)
-        torch.nn.init.zeros_(door.told.weight)
+        door.conditioning.requires_grad_(False)
+        torch.nn.init.zeros_(door.conditioning.weight)
     train(envs, config=config, policy=policy)
     return evaluate(policy, envs, episodes=400, deterministic=False).mean_return
 

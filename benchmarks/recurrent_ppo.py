@@ -35,7 +35,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
 
-from esper.simic import NetworkConfig, PPOConfig, TrainConfig, ppo
+from esper.simic import NetworkOptions, PPOConfig, TrainConfig, ppo
 from esper.simic.rollout_buffer import RolloutBuffer, Sequences
 from esper.simic.training.vectorized import Trainer
 from esper.tamiyo.networks import FactoredRecurrentActorCritic, factored_lstm
@@ -96,7 +96,7 @@ def our_trainer(seed: int, updates: int, *, vectorised: bool = False) -> Trainer
         updates=updates,
         num_steps=NUM_STEPS,
         ppo=PPOConfig(epochs=EPOCHS, minibatches=STEPS_PER_UPDATE // BATCH, anneal_learning_rate=False),
-        network=NetworkConfig(hidden_dim=HIDDEN, head_dim=LAYER),
+        network=NetworkOptions(hidden_dim=HIDDEN, head_dim=LAYER),
         normalize_observations=False,
         normalize_rewards=False,
     )
@@ -325,8 +325,8 @@ def rollout_step_seconds(repeats: int = 1000) -> list[float]:
     for head in policy.heads:
         conditional = (sizes[head.parent],) if head.parent else ()
         masks[head.name] = torch.ones(NUM_ENVS, *conditional, sizes[head.name], dtype=torch.bool)
-    blueprints = torch.randint(-1, policy.network.num_blueprints, (NUM_ENVS, policy.network.num_slots))
-    inputs = PolicyInput(torch.randn(NUM_ENVS, policy.network.state_dim), blueprints, masks)
+    blueprints = torch.randint(-1, policy.network.config.num_blueprints, (NUM_ENVS, policy.network.config.num_slots))
+    inputs = PolicyInput(torch.randn(NUM_ENVS, policy.network.config.state_dim), blueprints, masks)
     hidden, times = policy.initial_hidden(NUM_ENVS), []
     for _ in range(repeats):
         began = time.process_time()

@@ -10,7 +10,7 @@ import torch
 
 from esper.cli import main
 from esper.env.episode import Variants
-from esper.simic import NetworkConfig, PPOConfig
+from esper.simic import NetworkOptions, PPOConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tasks import TASKS, Wine
 from esper.training import OP_SHARES, TamiyoConfig, Watcher, compare_controllers, resume_tamiyo, train_tamiyo
@@ -132,7 +132,7 @@ def test_every_option_survives_the_run_directory(tmp_path):
         num_workers=2,
         eval_episodes=6,
         ppo=PPOConfig(gamma=0.9, epochs=3),
-        network=NetworkConfig(hidden_dim=16, probability_floor={"op": 0.01}),
+        network=NetworkOptions(hidden_dim=16, probability_floor={"op": 0.01}),
     )
     config.save(tmp_path)
     assert TamiyoConfig.load(tmp_path) == config

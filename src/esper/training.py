@@ -31,7 +31,7 @@ from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation import Table, compare, evaluation_seeds, names, validation_objectives
 from esper.files import write_json_atomic
-from esper.simic import Callback, NetworkConfig, PPOConfig, TrainConfig
+from esper.simic import Callback, NetworkOptions, PPOConfig, TrainConfig
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -89,7 +89,7 @@ class TamiyoConfig:
     before it choose how the policy decides in deterministic inference."""
     ppo: PPOConfig = field(default_factory=lambda: PPO_FOR_GROWTH)
     """How the policy learns."""
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(probability_floor=0.002))
+    network: NetworkOptions = field(default_factory=lambda: NetworkOptions(probability_floor=0.002))
     """Sizes of the policy's network."""
 
     def check(self) -> None:
@@ -123,7 +123,7 @@ class TamiyoConfig:
         stored["policy"] = stored["policy"] and Path(stored["policy"])
         stored["variants"] = Variants(**{k: v and tuple(v) for k, v in stored["variants"].items()})
         stored["ppo"] = PPOConfig(**stored["ppo"])
-        stored["network"] = NetworkConfig(**stored["network"])
+        stored["network"] = NetworkOptions(**stored["network"])
         return cls(**stored)
 
 

@@ -20,7 +20,7 @@ from esper.cli import main
 from esper.commands.train import TamiyoProgress
 from esper.env.growth_env import GrowthVectorEnv
 from esper.evaluation.episodes import evaluation_seeds, run_episodes, validation_objectives
-from esper.simic import NetworkConfig, PPOConfig, TrainConfig, rollout_buffer
+from esper.simic import NetworkOptions, PPOConfig, TrainConfig, rollout_buffer
 from esper.simic import advantages as advantages_module
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path):
             updates=3,
             num_steps=4,
             ppo=PPOConfig(gamma=1.0),
-            network=NetworkConfig(),
+            network=NetworkOptions(),
             normalize_observations=False,
             normalize_rewards=False,
         )

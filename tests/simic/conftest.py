@@ -138,9 +138,9 @@ def _where(rows: np.ndarray, yes: Any, no: Any) -> Any:
 def make_policy(adapter: EnvironmentAdapter, *, recurrent: bool = True, floor: float = 0.0) -> LSTMPolicyBundle:
     """A small random policy whose heads are far from uniform, with a normaliser that has seen something."""
     network = FactoredRecurrentActorCritic(
-        adapter.state_dim,
-        adapter.num_slots,
         heads=adapter.heads,
+        state_dim=adapter.state_dim,
+        num_slots=adapter.num_slots,
         hidden_dim=16,
         head_dim=8,
         recurrent=recurrent,

@@ -22,7 +22,9 @@ from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
 
 def small_policy() -> LSTMPolicyBundle:
     return LSTMPolicyBundle(
-        FactoredRecurrentActorCritic(2, 0, heads=HeadTable([Head("a", 2)]), hidden_dim=4, head_dim=4)
+        FactoredRecurrentActorCritic(
+            state_dim=2, num_slots=0, heads=HeadTable([Head("a", 2)]), hidden_dim=4, head_dim=4
+        )
     )
 
 

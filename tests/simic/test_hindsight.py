@@ -15,7 +15,7 @@ from esper import simic
 from esper.simic import ppo
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.collector import Collector
-from esper.simic.training.config import NetworkConfig, TrainConfig
+from esper.simic.training.config import NetworkOptions, TrainConfig
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
 
 
@@ -153,7 +153,7 @@ def test_a_price_that_was_never_played_is_learned(price: float, probability: flo
         updates=40,
         num_steps=8,
         ppo=ppo.PPOConfig(learning_rate=3e-3, anneal_learning_rate=False),
-        network=NetworkConfig(probability_floor=0.1),
+        network=NetworkOptions(probability_floor=0.1),
         normalize_observations=False,
         normalize_rewards=False,
     )

@@ -17,7 +17,7 @@ from gymnasium.wrappers import FilterObservation
 from gymnasium.wrappers.vector import TransformObservation
 
 from esper.heads import Head, HeadTable
-from esper.simic import NetworkConfig, PPOConfig, TrainConfig, evaluate, train
+from esper.simic import NetworkOptions, PPOConfig, TrainConfig, evaluate, train
 from esper.simic.locksmith import CEILINGS, Locksmith
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.collector import Collector
@@ -97,7 +97,7 @@ def test_learns_the_identity_on_every_action_space(make: Callable[[], Identity],
         updates=24,
         num_steps=16,
         ppo=PPOConfig(learning_rate=1e-2, gamma=0.5, minibatches=2),
-        network=NetworkConfig(hidden_dim=32, head_dim=32, recurrent=recurrent),
+        network=NetworkOptions(hidden_dim=32, head_dim=32, recurrent=recurrent),
     )
     policy = train(make(), config=config).policy
     assert evaluate(policy, make(), episodes=32).mean_return > 0.9 * 8
@@ -138,7 +138,7 @@ def growth_over_500_episodes(kind: type[LSTMPolicyBundle]) -> tuple[int, int]:
     """Autograd nodes behind the hidden state after 500 episodes, and live tensors added over the last 400."""
     envs = make_envs("CartPole-v1", 8)
     adapter = EnvironmentAdapter(envs)
-    policy = make_policy(adapter, TrainConfig(network=NetworkConfig(hidden_dim=8, head_dim=8)))
+    policy = make_policy(adapter, TrainConfig(network=NetworkOptions(hidden_dim=8, head_dim=8)))
     policy = kind(policy.network, observation_normalizer=policy.observation_normalizer)
     collector = Collector(envs, adapter, 32)
     collector.reset(policy, 0)
@@ -180,7 +180,7 @@ def cartpole_without_velocities(num_envs: int = 16) -> VectorEnv:
 
 
 def cartpole_return(**network: Any) -> float:
-    config = TrainConfig(total_steps=150_000, ppo=PPOConfig(learning_rate=1e-3), network=NetworkConfig(**network))
+    config = TrainConfig(total_steps=150_000, ppo=PPOConfig(learning_rate=1e-3), network=NetworkOptions(**network))
     policy = train(cartpole_without_velocities(), config=config).policy
     return evaluate(policy, cartpole_without_velocities(), episodes=100).mean_return
 
@@ -205,7 +205,7 @@ def locksmith_return(*, masked: bool = True, independent: bool = False, **networ
     config = TrainConfig(
         total_steps=120_000,
         ppo=PPOConfig(learning_rate=2e-3, minibatches=8, gamma=0.5),
-        network=NetworkConfig(**network),
+        network=NetworkOptions(**network),
     )
     envs = locksmiths(masked=masked)
     policy = make_policy(EnvironmentAdapter(envs), config)

@@ -48,7 +48,9 @@ class Bandit(VectorEnv):
 
 def bandit_policy() -> tuple[LSTMPolicyBundle, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A policy with a perfect critic, and its π(root) [3], π(leaf | root) [3, 2] and Q(root) [3]."""
-    network = FactoredRecurrentActorCritic(1, 0, heads=BANDIT, hidden_dim=8, head_dim=8, recurrent=False)
+    network = FactoredRecurrentActorCritic(
+        state_dim=1, num_slots=0, heads=BANDIT, hidden_dim=8, head_dim=8, recurrent=False
+    )
     with torch.no_grad():
         network.tree.output.bias.copy_(torch.tensor([0.5, 0.0, -0.5, 0.0, 2.0]))
         roots, leaves = torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij")
@@ -189,7 +191,7 @@ def test_a_head_that_no_action_uses_gets_exactly_no_gradient(tree_world, collect
     assert verb.any()
     assert item.any()
     assert not force.any()
-    assert not hidden.weight.grad[-policy.network.head_dim :].any()
+    assert not hidden.weight.grad[-policy.network.config.head_dim :].any()
 
 
 # ---------------------------------------------------------------------- update

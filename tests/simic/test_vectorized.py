@@ -26,7 +26,7 @@ from gymnasium.wrappers.vector import TransformObservation
 
 from esper.actions import HEADS
 from esper.heads import Head, HeadTable
-from esper.simic import Callback, NetworkConfig, Plan, PPOConfig, TrainConfig, evaluate, load_policy, train
+from esper.simic import Callback, NetworkOptions, Plan, PPOConfig, TrainConfig, evaluate, load_policy, train
 from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.run_directory import RunDirectory
@@ -34,7 +34,7 @@ from esper.simic.training.vectorized import Trainer
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
-SMALL = NetworkConfig(hidden_dim=16, head_dim=8)
+SMALL = NetworkOptions(hidden_dim=16, head_dim=8)
 CLOCKS = {"steps_per_second", "collect_seconds", "update_seconds"}
 
 
@@ -165,7 +165,7 @@ SCRIPT = textwrap.dedent(
     sys.path.insert(0, {here!r})
     from conftest import TreeWorld
     from gymnasium.vector import AutoresetMode
-    from esper.simic import Callback, NetworkConfig, PPOConfig, TrainConfig, train
+    from esper.simic import Callback, NetworkOptions, PPOConfig, TrainConfig, train
     import time, torch
 
     class Slow(Callback):
@@ -175,7 +175,7 @@ SCRIPT = textwrap.dedent(
             print("update", int(metrics["update"]), flush=True)
 
     torch.set_num_threads(1)
-    small = NetworkConfig(hidden_dim=16, head_dim=8)
+    small = NetworkOptions(hidden_dim=16, head_dim=8)
     ppo = PPOConfig(epochs=1, minibatches=2)
     config = TrainConfig(updates={updates}, num_steps=16, network=small, ppo=ppo, checkpoint_every={every})
     train(TreeWorld(4, AutoresetMode.NEXT_STEP), config=config, run_dir={run_dir!r}, callback=Slow(), resume={resume})
@@ -327,7 +327,9 @@ def test_environments_with_different_numbers_of_slots_are_learned_from_together(
 
 def test_a_normaliser_of_one_size_cannot_serve_several_numbers_of_slots() -> None:
     envs = [SlotWorld(1), SlotWorld(3)]
-    policy = LSTMPolicyBundle(FactoredRecurrentActorCritic(58, 1), observation_normalizer=RunningMeanStd((58,)))
+    policy = LSTMPolicyBundle(
+        FactoredRecurrentActorCritic(state_dim=58, num_slots=1), observation_normalizer=RunningMeanStd((58,))
+    )
     with pytest.raises(ValueError, match=r"give \[58, 126\] features, which no single statistic"):
         train(envs, config=config(), policy=policy)
 

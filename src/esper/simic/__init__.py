@@ -11,14 +11,15 @@ from esper.simic.evaluation import EvaluationResult, evaluate, load_policy
 from esper.simic.locksmith import register_environments
 from esper.simic.ppo import PPOConfig
 from esper.simic.training.callbacks import Callback, Plan
-from esper.simic.training.config import NetworkConfig, TrainConfig
+from esper.simic.training.config import TrainConfig
 from esper.simic.training.progress import Progress
 from esper.simic.training.vectorized import TrainResult, train
+from esper.tamiyo.networks.config import NetworkOptions
 
 __all__ = [
     "Callback",
     "EvaluationResult",
-    "NetworkConfig",
+    "NetworkOptions",
     "PPOConfig",
     "Plan",
     "Progress",

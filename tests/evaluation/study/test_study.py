@@ -20,7 +20,7 @@ from esper.evaluation.study.architectures import (
     train_from_scratch,
 )
 from esper.evaluation.study.gromo import obstacle
-from esper.simic.training.config import NetworkConfig
+from esper.simic.training.config import NetworkOptions
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
 from esper.tasks import get_task
@@ -80,7 +80,7 @@ def finished(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("study")
     env = GrowthVectorEnv(2, quick_task("wine", horizon=4))
-    config = TrainConfig(updates=1, num_steps=4, network=NetworkConfig(hidden_dim=16), normalize_observations=False)
+    config = TrainConfig(updates=1, num_steps=4, network=NetworkOptions(hidden_dim=16), normalize_observations=False)
     simic.train([env], config=config, run_dir=directory / "run").policy.save(directory / "policy")
     policy, out = str(directory / "policy"), str(directory / "out")
     arguments = ["compare", "--task", "wine", "spirals", "--policy", policy, "--out", out, "--quiet"]

@@ -147,11 +147,11 @@ def reference_log_probs(network: Network, inputs: PolicyInput, row: int, choices
         for before, earlier in enumerate(HEADS[:index]):
             module = tree.heads[before]
             assert isinstance(module, HeadNetwork)
-            if earlier.name in used and module.told is not None:
+            if earlier.name in used and module.conditioning is not None:
                 seen = torch.tensor(choices[earlier.name])
-                told = module.told(slots[0, seen] if earlier.points_at_slots else seen)
+                given = module.conditioning(slots[0, seen] if earlier.points_at_slots else seen)
                 size = len(biases[index])
-                hidden = hidden + told[(index - before - 1) * size : (index - before) * size]
+                hidden = hidden + given[(index - before - 1) * size : (index - before) * size]
         logits = outputs[index] @ hidden.clamp(min=0) + output_biases[index]
         module = tree.heads[index]
         assert isinstance(module, HeadNetwork)
@@ -206,7 +206,7 @@ NESTED = HeadTable(
 
 
 def test_a_table_with_conditions_on_several_ancestors() -> None:
-    network = FactoredRecurrentActorCritic(5, 0, heads=NESTED, hidden_dim=16, head_dim=8)
+    network = FactoredRecurrentActorCritic(state_dim=5, num_slots=0, heads=NESTED, hidden_dim=16, head_dim=8)
     masks: dict[str, Tensor | None] = dict.fromkeys(NESTED.names)
     masks["manner"] = torch.rand(400, 3, 2) < 0.7
     masks["manner"][..., 0] = True
@@ -229,14 +229,14 @@ def test_a_table_with_conditions_on_several_ancestors() -> None:
 @pytest.mark.parametrize("names", [("items", "training"), ("a.b", "keys"), ("", "0")])
 def test_heads_may_have_any_name(names: tuple[str, str]) -> None:
     table = HeadTable([Head(names[0], 2), Head(names[1], 2, used_when={names[0]: (1,)})])
-    network = FactoredRecurrentActorCritic(3, 0, heads=table)
+    network = FactoredRecurrentActorCritic(state_dim=3, num_slots=0, heads=table)
     assert set(network.get_action(torch.randn(4, 3), None, dict.fromkeys(names)).actions) == set(names)
 
 
 def test_later_heads_learn_to_depend_on_earlier_choices() -> None:
     """Two heads are rewarded when the second equals a permutation of the first, whatever the first is."""
     table = HeadTable([Head("first", 4), Head("second", 4)])
-    network = FactoredRecurrentActorCritic(2, 0, heads=table)
+    network = FactoredRecurrentActorCritic(state_dim=2, num_slots=0, heads=table)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     permutation = torch.tensor([2, 0, 3, 1])
     masks: dict[str, Tensor | None] = dict.fromkeys(table.names)
@@ -253,7 +253,7 @@ def test_later_heads_learn_to_depend_on_earlier_choices() -> None:
     assert (output.actions["second"] == permutation[output.actions["first"]]).float().mean() > 0.95
 
 
-def test_a_head_tells_only_heads_that_can_be_used_with_it(network: Network) -> None:
-    told = {head.name: network.tree.heads[index].told is not None for index, head in enumerate(HEADS)}
+def test_a_head_conditions_only_heads_that_can_be_used_with_it(network: Network) -> None:
+    conditions = {head.name: network.tree.heads[index].conditioning is not None for index, head in enumerate(HEADS)}
     # Nothing after style is used by GERMINATE, and nothing comes after alpha_target.
-    assert told == {name: name not in ("style", "alpha_target") for name in HEADS.names}
+    assert conditions == {name: name not in ("style", "alpha_target") for name in HEADS.names}

@@ -71,7 +71,9 @@ def test_numbers_that_are_not_finite(step: Any, batch: int, data: st.DataObject,
 
 
 def test_numbers_too_large_for_the_network() -> None:
-    network = FactoredRecurrentActorCritic(5, 0, heads=HeadTable([Head("action", 3)]))  # with slots it would be clipped
+    network = FactoredRecurrentActorCritic(
+        state_dim=5, num_slots=0, heads=HeadTable([Head("action", 3)])
+    )  # with slots it would be clipped
     state = torch.zeros(3, 5)
     state[1] = 3e38  # the sum is infinite, every number is finite
     checks.check_finite("state", state)
@@ -126,7 +128,7 @@ def test_blueprints_of_another_kind(step: Any, indices: Tensor | None, says: str
 
 
 def test_a_network_without_slots_takes_no_blueprints() -> None:
-    network = FactoredRecurrentActorCritic(34, 0, heads=HeadTable([Head("move", 2)]))
+    network = FactoredRecurrentActorCritic(state_dim=34, num_slots=0, heads=HeadTable([Head("move", 2)]))
     with pytest.raises(ValueError, match="expected no blueprint_indices for a network without slots"):
         network.get_action(torch.zeros(2, 68), torch.zeros(2, 1).long(), {"move": None})
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from esper.actions import HEAD_NAMES
 from esper.heads import Head, HeadTable
 from esper.observation import RUN_SIZE, SLOT_SIZE, features_size
 from esper.tamiyo.networks import ActionOutput, FactoredRecurrentActorCritic, action_tree
+from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.policy import PolicyInput
 
 MakeInput = Callable[..., PolicyInput]
@@ -251,7 +255,7 @@ def test_no_gradient_crosses_a_gap(network: Network, make_input: MakeInput) -> N
 
 
 def test_another_table_without_slots_is_an_ordinary_recurrent_policy() -> None:
-    network = FactoredRecurrentActorCritic(4, 0, heads=PLAIN)
+    network = FactoredRecurrentActorCritic(state_dim=4, num_slots=0, heads=PLAIN)
     assert network.slot_encoder is None
     mask = torch.rand(6, 9, 4) < 0.6
     mask[..., 1] = True
@@ -426,7 +430,7 @@ def test_permuting_the_slots_permutes_the_answer(network: Network, make_input: M
 
 def test_one_set_of_weights_runs_any_number_of_slots(network: Network, make_input: MakeInput) -> None:
     for slots in (1, 3, 24):
-        other = FactoredRecurrentActorCritic(features_size(slots), slots)
+        other = FactoredRecurrentActorCritic(state_dim=features_size(slots), num_slots=slots)
         other.load_state_dict(network.state_dict())
         inputs = make_input(4, 5, slots=slots)
         outputs, actions = roll(network, inputs)
@@ -458,12 +462,49 @@ def test_the_answer_depends_on_the_slot_and_its_blueprint(network: Network, make
 
 def test_config_builds_the_same_network() -> None:
     network = FactoredRecurrentActorCritic(
-        7, 0, heads=PLAIN, hidden_dim=32, head_dim=16, recurrent=False, probability_floor={"move": 0.1}
+        state_dim=7,
+        num_slots=0,
+        heads=PLAIN,
+        hidden_dim=32,
+        head_dim=16,
+        recurrent=False,
+        probability_floor={"move": 0.1},
     )
-    twin = FactoredRecurrentActorCritic.from_config(network.config())
-    assert twin.config() == network.config()
+    config = NetworkConfig.from_json(json.loads(json.dumps(network.config.to_json())))
+    assert config == network.config
+    twin = FactoredRecurrentActorCritic(config)
     twin.load_state_dict(network.state_dict())
     assert twin.heads == PLAIN
+    assert FactoredRecurrentActorCritic(config, hidden_dim=8).config == replace(config, hidden_dim=8)
+
+
+def test_a_network_takes_slots_of_any_size_and_any_number_of_blueprints() -> None:
+    """Nothing in it is growth's: other heads, 5 numbers about a slot, 2 blueprints."""
+    heads = HeadTable([Head("verb", 2), Head("place", 0, parent="verb", used_when={"verb": (1,)})])
+    config = NetworkConfig(
+        heads=heads, state_dim=3 + 5 * 4, num_slots=4, slot_size=5, num_blueprints=2, unknown=0.5, standardize=True
+    )
+    network = FactoredRecurrentActorCritic(config)
+    states, blueprints = torch.randn(6, 23), torch.randint(-1, 2, (6, 4))
+    states[:, 1] = 0.5
+    network.standardizer.update(states)
+    assert network.standardizer.count.tolist() == [6, 0, 6, *[24] * 5]
+    output = network.get_action(states, blueprints, dict.fromkeys(heads.names))
+    assert (output.actions["place"] < 4).all()
+    with pytest.raises(ValueError, match=r"must be from -1 \(empty slot\) to 1, got 2"):
+        network.get_action(states, blueprints + 3 * (blueprints < 0), dict.fromkeys(heads.names))
+
+
+def test_sizes_are_given_by_name() -> None:
+    with pytest.raises(TypeError, match="expected a NetworkConfig, got int; give sizes by name"):
+        FactoredRecurrentActorCritic(126)
+
+
+@pytest.mark.parametrize("path", sorted(Path(action_tree.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+def test_the_networks_know_nothing_of_what_growth_shows(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "esper.observation" not in text
+    assert "esper.actions" not in text
 
 
 def test_the_first_policy_is_nearly_uniform(make_input: MakeInput) -> None:

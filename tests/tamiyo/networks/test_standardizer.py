@@ -41,7 +41,7 @@ def by_field(states: list[np.ndarray]) -> list[np.ndarray]:
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5))
 def test_statistics_are_those_of_all_known_numbers(seed: int, count: int) -> None:
-    standardizer, states = StateStandardizer(R, F), batches(seed, count)
+    standardizer, states = StateStandardizer(R, F, UNKNOWN), batches(seed, count)
     for x in states:
         standardizer.update(torch.from_numpy(x))
     for i, known in enumerate(by_field(states)):
@@ -51,7 +51,7 @@ def test_statistics_are_those_of_all_known_numbers(seed: int, count: int) -> Non
 
 
 def test_known_numbers_get_one_scale_and_unknown_ones_become_zero() -> None:
-    standardizer, states = StateStandardizer(R, F), batches(0, 60)
+    standardizer, states = StateStandardizer(R, F, UNKNOWN), batches(0, 60)
     for x in states:
         standardizer.update(torch.from_numpy(x))
     seen = {False: [], True: []}
@@ -99,7 +99,7 @@ def test_the_network_does_not_care_in_which_units_a_number_comes() -> None:
     masks = dict.fromkeys(HEADS.names)
     values = []
     for shown in (states, states * spread(factor) + spread(offset)):
-        network.standardizer = StateStandardizer(RUN_SIZE, SLOT_SIZE)
+        network.standardizer = StateStandardizer(RUN_SIZE, SLOT_SIZE, UNKNOWN)
         network.standardizer.update(shown)
         values.append(network.state_value(shown, blueprints, masks))
     torch.testing.assert_close(values[0], values[1], atol=2e-3, rtol=2e-3)

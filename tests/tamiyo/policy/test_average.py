@@ -35,7 +35,7 @@ def test_every_weight_and_statistic_is_the_mean():
 def test_a_policy_averaged_with_itself_is_itself():
     shipped = LSTMPolicyBundle.load(SHIPPED)
     mean = average([shipped, shipped])
-    assert mean.network.config() == shipped.network.config()
+    assert mean.network.config == shipped.network.config
     assert mean.op_share == shipped.op_share < 1
     assert all(torch.equal(tensor, weights(shipped)[name]) for name, tensor in weights(mean).items())
 

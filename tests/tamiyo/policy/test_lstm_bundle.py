@@ -194,7 +194,7 @@ def test_a_saved_policy_answers_the_same(bundle: LSTMPolicyBundle, make_input: M
     assert bundle.save(tmp_path / "new" / "policy") == tmp_path / "new" / "policy" / POLICY_FILE
     loaded = LSTMPolicyBundle.load(tmp_path / "new" / "policy", heads=HEADS)
     assert loaded.heads == HEADS
-    assert loaded.network.config() == bundle.network.config()
+    assert loaded.network.config == bundle.network.config
     same_answers(bundle, loaded, make_input(9))
     bundle.save(tmp_path / "new" / "policy")  # replacing is fine
     assert [path.name for path in (tmp_path / "new" / "policy").iterdir()] == [POLICY_FILE]
@@ -227,7 +227,9 @@ def test_a_policy_of_other_heads_is_refused(bundle: LSTMPolicyBundle, tmp_path: 
 @pytest.fixture
 def saved(tmp_path: Path) -> bytes:
     """The bytes of a small saved policy."""
-    network = FactoredRecurrentActorCritic(3, 0, heads=HeadTable([Head("move", 2)]), hidden_dim=4, head_dim=2)
+    network = FactoredRecurrentActorCritic(
+        state_dim=3, num_slots=0, heads=HeadTable([Head("move", 2)]), hidden_dim=4, head_dim=2
+    )
     return LSTMPolicyBundle(network).save(tmp_path / "saved").read_bytes()
 
 
@@ -260,8 +262,8 @@ def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_p
     with pytest.raises(ValueError, match=r"expected a saved policy at .* found none"):
         LSTMPolicyBundle.load(tmp_path)
     path = bundle.save(tmp_path)
-    config = bundle.network.config()
-    tensors, description = load_file(path), {"format": 2, "network": config, "op_share": 1.0}
+    config = bundle.network.config.to_json()
+    tensors, description = load_file(path), {"format": 3, "network": config, "op_share": 1.0}
     save_file(tensors, path)
     with pytest.raises(ValueError, match="is not a saved policy"):
         LSTMPolicyBundle.load(tmp_path)
@@ -272,9 +274,9 @@ def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_p
     for wrong in (
         {},
         [],
-        description | {"format": 3},
-        {"format": 2},
-        {"format": 2, "network": config},
+        description | {"format": 2},
+        {"format": 3},
+        {"format": 3, "network": config},
         description | {"op_share": "all"},
         *(description | {"network": n} for n in (novel, empty)),
     ):

@@ -24,7 +24,7 @@ def saved(tmp_path, monkeypatch):
 
 def test_the_card_is_that_of_the_policy_that_would_play(saved):
     """A name goes before a directory of the same name, for the card as for the weights."""
-    assert make_policy("tamiyo").bundle.network.config() != make_policy(saved).bundle.network.config()
+    assert make_policy("tamiyo").bundle.network.config != make_policy(saved).bundle.network.config
     assert trained_on("tamiyo") == tuple(json.loads((SHIPPED / "card.json").read_text(encoding="utf-8"))["tasks"])
     assert trained_on(saved) == trained_on("./tamiyo/") == ("mine",)
 

@@ -82,8 +82,8 @@ def test_one_file_drives_a_host_of_any_number_of_slots(slots):
 def test_it_decides_by_what_it_sees_and_what_it_has_seen():
     """Its answers in another run are others, in the same run the same, and after another past others again."""
     network = make_policy("tamiyo").bundle.network
-    state = torch.from_numpy(np.random.default_rng(0).normal(size=(4, network.state_dim)).astype(np.float32))
-    empty, free = torch.full((4, network.num_slots), -1), dict.fromkeys(HEAD_NAMES)
+    state = torch.from_numpy(np.random.default_rng(0).normal(size=(4, network.config.state_dim)).astype(np.float32))
+    empty, free = torch.full((4, network.config.num_slots), -1), dict.fromkeys(HEAD_NAMES)
     outputs = network.get_action(state, empty, free, deterministic=True)
     again = network.get_action(state, empty, free, deterministic=True)
     assert torch.equal(outputs.op_values, again.op_values)

@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from esper.simic.ppo import PPOConfig
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Sizes of a policy's network, and what it may remember."""
-
-    hidden_dim: int = 128
-    """Width of the LSTM and of the core."""
-    head_dim: int = 64
-    """Width of each head's hidden layer, and of the critic's."""
-    slot_dim: int = 64
-    """Width of a slot's encoding, where the environment has slots."""
-    recurrent: bool = True
-    """False leaves out the LSTM: a feed-forward policy without memory."""
-    probability_floor: float | Mapping[str, float] = 0.0
-    """Least probability of an allowed choice, for every head or by head name; the same in rollout and update."""
+from esper.tamiyo.networks.config import NetworkOptions
 
 
 @dataclass(frozen=True)
@@ -41,7 +25,7 @@ class TrainConfig:
     """Steps of each environment between two updates."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """How the policy learns."""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
     """Sizes of the network, when no policy is given."""
     normalize_observations: bool = True
     """Shift and scale features by their running mean and deviation, when no policy is given."""

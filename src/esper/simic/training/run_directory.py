@@ -47,7 +47,7 @@ class RunDirectory:
             raise ValueError(f"'{self.path}' already holds a run; resume it, or choose another directory")
         description = {
             "train": dataclasses.asdict(config),
-            "network": policy.network.config(),
+            "network": policy.network.config.to_json(),
             "environment": environment,
             "normalizes_observations": policy.observation_normalizer is not None,
         }

@@ -169,21 +169,20 @@ class Trainer:
         self.env_steps = 0
 
     def _check_alike(self, adapters: Sequence[EnvironmentAdapter]) -> None:
-        network = self.policy.network
+        config = self.policy.network.config
         for i, adapter in enumerate(adapters):
             if adapter.heads != self.policy.heads:
                 raise ValueError(
                     f"environment {i} has the heads {adapter.heads.names} and the policy {self.policy.heads.names}; "
                     "they must be the same table"
                 )
-            per_slot = (network.state_dim - network.run_size) // max(network.num_slots, 1)
-            expected = network.run_size + per_slot * adapter.num_slots
+            expected = config.run_size + config.slot_size * adapter.num_slots
             if adapter.state_dim != expected:
                 raise ValueError(
                     f"environment {i} gives {adapter.state_dim} features with {adapter.num_slots} slots, but the "
                     f"policy reads {expected}"
                 )
-        sizes = sorted({adapter.state_dim for adapter in adapters} | {network.state_dim})
+        sizes = sorted({adapter.state_dim for adapter in adapters} | {config.state_dim})
         if len(sizes) > 1 and self.policy.observation_normalizer is not None:
             raise ValueError(
                 f"environments with different numbers of slots give {sizes} features, which no single statistic can "
@@ -347,19 +346,14 @@ class Trainer:
 
 def make_policy(adapter: EnvironmentAdapter, config: TrainConfig) -> LSTMPolicyBundle:
     """A new policy for the environments behind ``adapter``; the seed decides its weights."""
-    sizes = config.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = FactoredRecurrentActorCritic(
-            adapter.state_dim,
-            adapter.num_slots,
             heads=adapter.heads,
-            hidden_dim=sizes.hidden_dim,
-            head_dim=sizes.head_dim,
-            slot_dim=sizes.slot_dim,
-            recurrent=sizes.recurrent,
-            probability_floor=sizes.probability_floor,
+            state_dim=adapter.state_dim,
+            num_slots=adapter.num_slots,
             standardize=config.normalize_observations,
+            **vars(config.network),
         )
     own = config.normalize_observations and adapter.num_slots == 0  # with slots the network does it
     normalizer = RunningMeanStd((adapter.state_dim,)).to(config.device) if own else None
@@ -373,12 +367,12 @@ def load_weights(policy: LSTMPolicyBundle, directory: Path) -> None:
         ValueError: When another policy was saved there.
     """
     normalizer = policy.observation_normalizer
-    fresh = None if normalizer is None else RunningMeanStd((policy.network.state_dim,))
+    fresh = None if normalizer is None else RunningMeanStd((policy.network.config.state_dim,))
     saved = LSTMPolicyBundle.load(directory, heads=policy.heads, observation_normalizer=fresh)
-    if saved.network.config() != policy.network.config():
+    if saved.network.config != policy.network.config:
         raise ValueError(
-            f"the policy saved in '{directory}' was built with {saved.network.config()}, "
-            f"this one with {policy.network.config()}"
+            f"the policy saved in '{directory}' was built with {saved.network.config.to_json()}, "
+            f"this one with {policy.network.config.to_json()}"
         )
     policy.network.load_state_dict(saved.network.state_dict())
     if normalizer is not None and fresh is not None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from esper.heads import Head, HeadTable
 from esper.tamiyo.networks.checks import Masks
+from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear, stacked
 from esper.tamiyo.policy.masked_categorical import MaskedCategorical, gumbel_noise, negative_plogp
 
@@ -157,12 +158,12 @@ class HeadNetwork(nn.Module):
         super().__init__()
         self.name, self.parent, self.floor = head.name, head.parent, floor
         self.key: nn.Linear | None = None
-        self.told: nn.Linear | nn.Embedding | None = None
+        self.conditioning: nn.Linear | nn.Embedding | None = None
         if head.points_at_slots:
             self.key = linear(slot_dim, slot_dim, 1.0, bias=False)
-            self.told = stacked(slot_dim, (head_dim,) * later, 1.0) if later else None
+            self.conditioning = stacked(slot_dim, (head_dim,) * later, 1.0) if later else None
         else:
-            self.told = embedding(head.num_choices, head_dim * later) if later else None
+            self.conditioning = embedding(head.num_choices, head_dim * later) if later else None
         self.users = tuple(users)
         rows = [[[choice in choices] for choices in users.values()] for choice in range(head.num_choices)]
         self.users_of = nn.Buffer(torch.tensor(rows), persistent=False) if users else None
@@ -191,21 +192,21 @@ class HeadNetwork(nn.Module):
         first = only_first(logits.shape[-1], logits.device)
         return used_N1 | first if mask is None else torch.where(used_N1, mask, first)
 
-    def tell(self, hidden: Tensor, choice_N: Tensor, slots_NSE: Tensor | None, draw: Draw) -> Tensor:
-        """Mark which later heads the choice uses, and add it to their hidden layers, ``[N, later · D]``."""
+    def condition(self, hidden: Tensor, choice_N: Tensor, slots_NSE: Tensor | None, draw: Draw) -> Tensor:
+        """Mark which later heads the choice uses, and condition their hidden layers ``[N, later · D]`` on it."""
         if self.users_of is not None:
             for user, uses_N1 in zip(self.users, self.users_of[choice_N].unbind(1), strict=True):
                 draw.used[user] = draw.used[user] & uses_N1 if user in draw.used else uses_N1
-        if self.told is None:
+        if self.conditioning is None:
             return hidden
         if self.key is None:
-            told = F.embedding(choice_N, self.told.weight)
+            given = F.embedding(choice_N, self.conditioning.weight)
         else:
-            assert slots_NSE is not None and isinstance(self.told, nn.Linear)
+            assert slots_NSE is not None and isinstance(self.conditioning, nn.Linear)
             chosen_NE = slots_NSE[torch.arange(slots_NSE.shape[0], device=slots_NSE.device), choice_N]
-            told = F.linear(chosen_NE, self.told.weight, self.told.bias)
+            given = F.linear(chosen_NE, self.conditioning.weight, self.conditioning.bias)
         used_N1 = draw.used.get(self.name)
-        return hidden + (told if used_N1 is None else told * used_N1)
+        return hidden + (given if used_N1 is None else given * used_N1)
 
 
 class ActionTree(nn.Module):
@@ -216,20 +217,19 @@ class ActionTree(nn.Module):
 
     A head is used when every ancestor its ``used_when`` names took one of the choices named there, and its parent is
     used; an unused ancestor took no choice. Where a head is unused its only allowed choice is 0: hence action 0,
-    log-probability and entropy exactly 0, and no gradient. It tells later heads nothing.
+    log-probability and entropy exactly 0, and no gradient. Later heads are not conditioned on it.
 
     The hidden layers of all heads are one linear layer of the core. Each choice drawn adds its embedding to those of
     the heads after it, which is what a linear layer over (core, choices so far) computes. The output layers of all
     heads lie in one matrix, a block of rows a head.
     """
 
-    def __init__(
-        self, heads: HeadTable, core_dim: int, head_dim: int, slot_dim: int, floors: Mapping[str, float]
-    ) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        heads, head_dim, slot_dim = config.heads, config.head_dim, config.slot_dim
         self.hidden_sizes = (head_dim,) * len(heads)
         self.output_sizes = tuple(slot_dim if head.points_at_slots else head.num_choices for head in heads)
-        self.hidden = stacked(core_dim, self.hidden_sizes)
+        self.hidden = stacked(config.hidden_dim, self.hidden_sizes)
         self.output = stacked(head_dim, self.output_sizes, POLICY_GAIN)
         conditions = _conditions(heads)
         self.heads = nn.ModuleList()
@@ -237,7 +237,7 @@ class ActionTree(nn.Module):
             after = heads[index + 1 :]
             later = len(after) if any(_together(conditions[head.name], conditions[h.name]) for h in after) else 0
             users = _users(head, conditions)
-            self.heads.append(HeadNetwork(head, head_dim, slot_dim, floors[head.name], later, users))
+            self.heads.append(HeadNetwork(head, head_dim, slot_dim, config.floors[head.name], later, users))
 
     def draw(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> Draw:
         """Go through the heads in order; ``masks`` are ``[N, n]``, ``[N, n_parent, n]`` or ``None``."""
@@ -254,7 +254,7 @@ class ActionTree(nn.Module):
             choice_N = choose(head.name, distribution, draw.used.get(head.name))
             draw.distributions[head.name] = distribution
             draw.choices[head.name] = choice_N
-            hidden = head.tell(hidden, choice_N, slots_NSE, draw)
+            hidden = head.condition(hidden, choice_N, slots_NSE, draw)
         return draw
 
     def root(self, core_NH: Tensor, mask: Tensor | None) -> MaskedCategorical:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from esper.actions import BLUEPRINT_NAMES, HEADS
 from esper.heads import HeadTable
-from esper.observation import SLOT_SIZE, features_size
+from esper.tamiyo.growth_network import GROWTH_NETWORK
 from esper.tamiyo.networks import checks
 from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likeliest, most_valuable, sampled, stored
 from esper.tamiyo.networks.checks import Hidden, Masks
+from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
 from esper.tamiyo.networks.slot_encoder import SlotEncoder
 from esper.tamiyo.networks.standardizer import StateStandardizer
@@ -101,70 +102,61 @@ class _Decided(NamedTuple):
 class FactoredRecurrentActorCritic(nn.Module):
     """A recurrent policy over a table of dependent heads, with a dueling critic Q(s, op) = v(s) + a(s, op).
 
-    The state splits into numbers about the run and 34 numbers about each slot. Slots are a set: one shared encoder,
+    The state splits into numbers about the run and numbers about each slot. Slots are a set: one shared encoder,
     attention among them, and a summary that joins the run's numbers on the way to an LSTM. No weight depends on the
     number of slots: any S may come at any call. The value of a state is V(s) = Σ_op π(op|s) Q(s, op) over the allowed
     ops (Van Seijen et al. 2009, expected Sarsa; Wang et al. 2016, dueling).
 
     Args:
-        state_dim: Length of a state, ``run + 34·S``.
-        num_slots: S for ``state_dim``; 0 leaves an ordinary recurrent policy, without slot machinery.
-        heads: The table of heads.
-        num_blueprints: Number of blueprint indices; index −1 (an empty slot) has its own embedding.
-        slot_dim: Size of a slot's encoding, E.
-        hidden_dim: Size of the LSTM and of the core, H.
-        head_dim: Size of each head's hidden layer, and of the critic's.
-        recurrent: False leaves out the LSTM; hidden states are then empty, ``[0, B, H]``.
-        probability_floor: Least probability of an allowed choice, for every head or by head name.
-        standardize: With slots, put all numbers of a state on one scale by the statistics that ``standardizer``
-            gathers, and the summary of the slots beside them; otherwise states are taken as they are.
+        config: What it is built for and how large it is; by default what steers growth.
         check_values: Check the values of inputs and outputs at every call (finite, in range, allowed). Shapes and types
             are always checked.
+        **sizes: Fields of :class:`~esper.tamiyo.networks.config.NetworkConfig`, in place of those of ``config``.
 
     Raises:
         ValueError: For sizes that do not fit each other, or a floor that leaves no distribution.
 
     Example:
         >>> network = FactoredRecurrentActorCritic(state_dim=126, num_slots=3)
-        >>> masks = {name: None for name in HEADS.names}
+        >>> masks = {name: None for name in network.heads.names}
         >>> output = network.get_action(torch.zeros(1, 126), torch.full((1, 3), -1), masks)
         >>> bool(output.value == output.op_values[0, output.sampled_op])
         True
     """
 
-    def __init__(
-        self,
-        state_dim: int = features_size(3),
-        num_slots: int = 3,
-        *,
-        heads: HeadTable = HEADS,
-        num_blueprints: int = len(BLUEPRINT_NAMES),
-        slot_dim: int = 64,
-        hidden_dim: int = 128,
-        head_dim: int = 64,
-        recurrent: bool = True,
-        probability_floor: float | Mapping[str, float] = 0.0,
-        standardize: bool = False,
-        check_values: bool = True,
-    ) -> None:
+    def __init__(self, config: NetworkConfig = GROWTH_NETWORK, *, check_values: bool = True, **sizes: Any) -> None:
         super().__init__()
-        self.run_size = _run_size(state_dim, num_slots, heads)
-        self.state_dim, self.num_slots, self.heads, self.num_blueprints = state_dim, num_slots, heads, num_blueprints
-        self.slot_dim, self.hidden_dim, self.head_dim, self.recurrent = slot_dim, hidden_dim, head_dim, recurrent
+        if not isinstance(config, NetworkConfig):
+            raise TypeError(
+                f"expected a NetworkConfig, got {type(config).__name__}; "
+                "give sizes by name: state_dim=..., num_slots=..."
+            )
+        self.config = config = replace(config, **sizes)
         self.check_values = check_values
-        self.floors = _floors(heads, probability_floor)
+        run_size, slot_size, slot_dim, hidden_dim = (
+            config.run_size,
+            config.slot_size,
+            config.slot_dim,
+            config.hidden_dim,
+        )
+        has_slots, standardizes = config.num_slots > 0, config.num_slots > 0 and config.standardize
 
-        self.slot_encoder = SlotEncoder(SLOT_SIZE, num_blueprints, slot_dim) if num_slots else None
-        summary = 2 * slot_dim if num_slots else 0
-        self.standardizer = StateStandardizer(self.run_size, SLOT_SIZE) if num_slots and standardize else None
-        self.summary_norm = nn.LayerNorm(summary) if num_slots and standardize else None
-        self.encoder = linear(self.run_size + summary, hidden_dim, HIDDEN_GAIN)
+        self.slot_encoder = SlotEncoder(slot_size, config.num_blueprints, slot_dim) if has_slots else None
+        summary = 2 * slot_dim if has_slots else 0
+        self.standardizer = StateStandardizer(run_size, slot_size, config.unknown) if standardizes else None
+        self.summary_norm = nn.LayerNorm(summary) if standardizes else None
+        self.encoder = linear(run_size + summary, hidden_dim, HIDDEN_GAIN)
         self.encoder_norm = nn.LayerNorm(hidden_dim)
-        self.memory = lstm(hidden_dim) if recurrent else None
+        self.memory = lstm(hidden_dim) if config.recurrent else None
         self.core_norm = nn.LayerNorm(hidden_dim)
-        self.tree = ActionTree(heads, hidden_dim, head_dim, slot_dim, self.floors)
-        self.critic_hidden = linear(hidden_dim, head_dim, HIDDEN_GAIN)
-        self.critic = linear(head_dim, 1 + heads.root.num_choices, VALUE_GAIN)
+        self.tree = ActionTree(config)
+        self.critic_hidden = linear(hidden_dim, config.head_dim, HIDDEN_GAIN)
+        self.critic = linear(config.head_dim, 1 + config.heads.root.num_choices, VALUE_GAIN)
+
+    @property
+    def heads(self) -> HeadTable:
+        """The table of heads."""
+        return self.config.heads
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,35 +166,15 @@ class FactoredRecurrentActorCritic(nn.Module):
     @property
     def num_layers(self) -> int:
         """First size of a hidden state: 1, or 0 for a feed-forward network."""
-        return 1 if self.recurrent else 0
+        return 1 if self.config.recurrent else 0
 
     def sizes(self, num_slots: int | None = None) -> dict[str, int]:
-        """Number of choices of every head, by default for the S of the constructor."""
-        return self.heads.sizes(self.num_slots if num_slots is None else num_slots)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain JSON data; :meth:`from_config` builds the same network."""
-        return {
-            "state_dim": self.state_dim,
-            "num_slots": self.num_slots,
-            "heads": self.heads.to_json(),
-            "num_blueprints": self.num_blueprints,
-            "slot_dim": self.slot_dim,
-            "hidden_dim": self.hidden_dim,
-            "head_dim": self.head_dim,
-            "recurrent": self.recurrent,
-            "probability_floor": self.floors,
-            "standardize": self.standardizer is not None,
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> FactoredRecurrentActorCritic:
-        """A fresh network with the arguments that :meth:`config` wrote."""
-        return cls(**{**config, "heads": HeadTable.from_json(config["heads"])})
+        """Number of choices of every head, by default for the S of :attr:`config`."""
+        return self.heads.sizes(self.config.num_slots if num_slots is None else num_slots)
 
     def initial_hidden(self, batch_size: int) -> Hidden:
         """Zeros: a pair ``[num_layers, B, H]``, the state at the start of an episode."""
-        shape = (self.num_layers, batch_size, self.hidden_dim)
+        shape = (self.num_layers, batch_size, self.config.hidden_dim)
         weight = self.encoder.weight
         return weight.new_zeros(shape), weight.new_zeros(shape)
 
@@ -355,8 +327,9 @@ class FactoredRecurrentActorCritic(nn.Module):
         if self.slot_encoder is not None:
             assert blueprints is not None
             blueprints_NS = blueprints.reshape(-1, blueprints.shape[-1])
-            numbers_NSF = rows_ND[:, self.run_size :].view(*blueprints_NS.shape, SLOT_SIZE)
-            run_NR = rows_ND[:, : self.run_size]
+            run_size, slot_size = self.config.run_size, self.config.slot_size
+            numbers_NSF = rows_ND[:, run_size:].view(*blueprints_NS.shape, slot_size)
+            run_NR = rows_ND[:, :run_size]
             if self.standardizer is not None:
                 run_NR, numbers_NSF = self.standardizer(run_NR, numbers_NSF)
             slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, blueprints_NS)
@@ -395,49 +368,21 @@ class FactoredRecurrentActorCritic(nn.Module):
     ) -> Hidden:
         """Check what came in; the hidden state to start from."""
         num_slots = 0 if blueprints is None else blueprints.shape[-1]
-        state_dim = self.run_size + SLOT_SIZE * num_slots
-        dtype = self.dtype
+        config, dtype = self.config, self.dtype
+        state_dim = config.run_size + config.slot_size * num_slots
         checks.check_state(name, state, batch, state_dim, dtype, self.check_values)
         sizes = state.shape[:-1]
-        checks.check_blueprints(blueprints, sizes, self.num_blueprints, self.num_slots > 0)
+        checks.check_blueprints(blueprints, sizes, config.num_blueprints, config.num_slots > 0)
         checks.check_masks(self.heads, masks, sizes, self.sizes(num_slots))
         if hidden is None:
             return self.initial_hidden(sizes[0])
-        checks.check_hidden(hidden, (self.num_layers, sizes[0], self.hidden_dim), dtype)
+        checks.check_hidden(hidden, (self.num_layers, sizes[0], config.hidden_dim), dtype)
         return hidden
 
     def _check_drawn(self, draw: Draw, batch: tuple[int, ...]) -> None:
         """One look at the sum; only a bad one is traced to its head and row."""
         if not math.isfinite(draw.log_probs_NK.sum().item()) and not torch.isfinite(draw.log_probs_NK).all():
             raise ValueError(_diagnosis(draw, batch))
-
-
-def _run_size(state_dim: int, num_slots: int, heads: HeadTable) -> int:
-    run_size = state_dim - SLOT_SIZE * num_slots
-    if num_slots < 0 or run_size < 0 or state_dim < 1:
-        raise ValueError(
-            f"expected state_dim of at least {SLOT_SIZE} numbers for each of num_slots slots, "
-            f"got state_dim={state_dim} and num_slots={num_slots}"
-        )
-    pointing = [head.name for head in heads if head.points_at_slots]
-    if pointing and num_slots == 0:
-        raise ValueError(f"heads {pointing} point at slots, but num_slots is 0; give slots, or another heads table")
-    return run_size
-
-
-def _floors(heads: HeadTable, floor: float | Mapping[str, float]) -> dict[str, float]:
-    floors = dict(floor) if isinstance(floor, Mapping) else dict.fromkeys(heads.names, floor)
-    unknown = sorted(set(floors) - set(heads.names))
-    if unknown:
-        raise ValueError(f"probability_floor names unknown heads {unknown}; the heads are {list(heads.names)}")
-    for head in heads:
-        value = floors.setdefault(head.name, 0.0)
-        most = 1.0 / max(head.num_choices, 1)
-        if not 0.0 <= value < most:
-            raise ValueError(
-                f"head '{head.name}': expected a probability_floor from 0 to below {most:.3g}, got {value}"
-            )
-    return floors
 
 
 def _remember(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_BT: Tensor | None) -> tuple[Tensor, Hidden]:

@@ -5,10 +5,10 @@ Shapes: N rows, S slots, R numbers about the run, F numbers about a slot.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
-
-from esper.observation import UNKNOWN
 
 _LEAST_VARIANCE = 1e-4
 _CLIP = 5.0
@@ -24,11 +24,12 @@ class StateStandardizer(nn.Module):
     Args:
         run_size: R.
         slot_size: F.
+        unknown: The number that says that something is not known; ``None``: everything is.
 
     Example:
-        >>> standardizer = StateStandardizer(1, 2)
-        >>> standardizer.update(torch.tensor([[0.0, 1.0, UNKNOWN], [2.0, 3.0, 4.0]]))
-        >>> run, slots = standardizer(torch.tensor([[2.0]]), torch.tensor([[[3.0, 4.0], [1.0, UNKNOWN]]]))
+        >>> standardizer = StateStandardizer(1, 2, unknown=-2.0)
+        >>> standardizer.update(torch.tensor([[0.0, 1.0, -2.0], [2.0, 3.0, 4.0]]))
+        >>> run, slots = standardizer(torch.tensor([[2.0]]), torch.tensor([[[3.0, 4.0], [1.0, -2.0]]]))
         >>> run.round().tolist(), slots.round().tolist()
         ([[1.0]], [[[1.0, 0.0], [-1.0, 0.0]]])
     """
@@ -44,9 +45,10 @@ class StateStandardizer(nn.Module):
     scale: Tensor
     """What a number is multiplied with: 1 / deviation, float32 ``[R + F]``."""
 
-    def __init__(self, run_size: int, slot_size: int) -> None:
+    def __init__(self, run_size: int, slot_size: int, unknown: float | None = None) -> None:
         super().__init__()
         self.run_size, self.slot_size = run_size, slot_size
+        self.unknown = math.nan if unknown is None else unknown  # no number equals NaN
         for name, fill in (("mean", 0.0), ("var", 1.0), ("count", 0.0)):
             self.register_buffer(name, torch.full((run_size + slot_size,), fill, dtype=torch.float64))
         self.register_buffer("shift", torch.zeros(run_size + slot_size))
@@ -70,7 +72,7 @@ class StateStandardizer(nn.Module):
 
     def _merge(self, fields: slice, x: Tensor) -> None:
         mean, var, count = self.mean[fields], self.var[fields], self.count[fields]
-        known = x != UNKNOWN
+        known = x != self.unknown
         new = known.sum(0).double()
         total = (count + new).clamp(min=1)
         new_mean = torch.where(known, x, 0.0).sum(0) / new.clamp(min=1)
@@ -85,8 +87,7 @@ class StateStandardizer(nn.Module):
         """The same shapes, standardised and clipped to ±5; differentiable."""
         sizes = (self.run_size, self.slot_size)
         (run_shift, slot_shift), (run_scale, slot_scale) = self.shift.split(sizes), self.scale.split(sizes)
-        return _standard(run_NR, run_shift, run_scale), _standard(slots_NSF, slot_shift, slot_scale)
+        return self._standard(run_NR, run_shift, run_scale), self._standard(slots_NSF, slot_shift, slot_scale)
 
-
-def _standard(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return ((x - shift) * scale).clamp(-_CLIP, _CLIP).masked_fill(x == UNKNOWN, 0.0)
+    def _standard(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return ((x - shift) * scale).clamp(-_CLIP, _CLIP).masked_fill(x == self.unknown, 0.0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
+from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 
@@ -29,15 +31,15 @@ def average(policies: Sequence[LSTMPolicyBundle], *, op_share: float | None = No
         raise ValueError(f"expected two or more policies to average, got {len(policies)}")
     if any(policy.observation_normalizer is not None for policy in policies):
         raise ValueError("policies with an observation normaliser cannot be averaged: train with standardised states")
-    first = policies[0].network.config()
+    first = policies[0].network.config
     for number, policy in enumerate(policies[1:], start=2):
-        if (config := policy.network.config()) != first:
-            different = sorted(k for k in first.keys() | config.keys() if first.get(k) != config.get(k))
+        if (config := policy.network.config) != first:
+            different = sorted(f.name for f in fields(first) if getattr(first, f.name) != getattr(config, f.name))
             raise ValueError(
                 f"expected policies of the same sizes; the first and number {number} differ in {', '.join(different)}"
             )
     result = LSTMPolicyBundle(
-        type(policies[0].network).from_config(first), op_share=policies[0].op_share if op_share is None else op_share
+        FactoredRecurrentActorCritic(first), op_share=policies[0].op_share if op_share is None else op_share
     )
     states = [policy.network.state_dict() for policy in policies]
     for name, tensor in result.network.state_dict().items():

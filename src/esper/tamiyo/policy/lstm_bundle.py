@@ -21,13 +21,14 @@ from esper.files import written_whole
 from esper.heads import HeadTable
 from esper.tamiyo.networks import checks
 from esper.tamiyo.networks.checks import Hidden, Masks
+from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.factored_lstm import ActionOutput, Evaluation, FactoredRecurrentActorCritic
 
 POLICY_FILE = "policy.safetensors"
 """The one file of a saved policy: weights and statistics, with a JSON description in its header."""
 
 _HEADER = "esper_policy"
-_FORMAT = 2
+_FORMAT = 3
 _NETWORK, _NORMALIZER = "network.", "normalizer."
 
 
@@ -218,7 +219,7 @@ class LSTMPolicyBundle:
         if self.observation_normalizer is not None:
             statistics = self.observation_normalizer.state_dict()
             tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
-        description = {"format": _FORMAT, "network": self.network.config(), "op_share": self.op_share}
+        description = {"format": _FORMAT, "network": self.network.config.to_json(), "op_share": self.op_share}
         path = Path(directory) / POLICY_FILE
         with written_whole(path) as unfinished:
             save_file(
@@ -252,7 +253,7 @@ class LSTMPolicyBundle:
         path = Path(directory) / POLICY_FILE
         description, tensors = _read(path)
         try:
-            network = FactoredRecurrentActorCritic.from_config(description["network"])
+            network = FactoredRecurrentActorCritic(NetworkConfig.from_json(description["network"]))
             op_share = float(description["op_share"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' does not describe a policy of this version: {error}") from error

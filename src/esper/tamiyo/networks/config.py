@@ -1,0 +1,104 @@
+"""What a network is built for, and how large it is: its sizes, spelled once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from esper.heads import HeadTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What is chosen of a network, whatever it is built for."""
+
+    hidden_dim: int = 128
+    """Size of the LSTM and of the core, H."""
+    head_dim: int = 64
+    """Size of each head's hidden layer, and of the critic's."""
+    slot_dim: int = 64
+    """Size of a slot's encoding, E, where the state has slots."""
+    recurrent: bool = True
+    """False leaves out the LSTM: a feed-forward policy without memory; hidden states are then empty, ``[0, B, H]``."""
+    probability_floor: float | Mapping[str, float] = 0.0
+    """Least probability of an allowed choice, for every head or by head name; the same in rollout and update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(NetworkOptions):
+    """All of a network: what is chosen, and what it reads and decides.
+
+    A state is ``run_size`` numbers about the run and then ``slot_size`` numbers about each of the slots.
+
+    Raises:
+        ValueError: For sizes that do not fit each other, or a floor that leaves no distribution.
+
+    Example:
+        >>> config = NetworkConfig(heads=HeadTable.from_json([{"name": "move", "num_choices": 3, "choices": []}]),
+        ...                        state_dim=8, num_slots=2, slot_size=3)
+        >>> config.run_size, NetworkConfig.from_json(config.to_json()) == config
+        (2, True)
+    """
+
+    heads: HeadTable
+    """The table of heads."""
+    state_dim: int
+    """Length of a state with ``num_slots`` slots, D = ``run_size + slot_size·num_slots``."""
+    num_slots: int = 0
+    """S for ``state_dim``; 0 leaves an ordinary recurrent policy, without slot machinery."""
+    slot_size: int = 0
+    """Numbers about each slot, F."""
+    num_blueprints: int = 0
+    """Number of blueprint indices; index −1 (an empty slot) has its own embedding."""
+    unknown: float | None = None
+    """The number that says in a state that something is not known; ``None``: everything is."""
+    standardize: bool = False
+    """With slots, put all numbers of a state on one scale by the statistics that the network's ``standardizer``
+    gathers, and the summary of the slots beside them; otherwise states are taken as they are."""
+
+    def __post_init__(self) -> None:
+        if self.num_slots < 0 or self.run_size < 0 or self.state_dim < 1:
+            raise ValueError(
+                f"expected state_dim of at least {self.slot_size} numbers for each of num_slots slots, "
+                f"got state_dim={self.state_dim} and num_slots={self.num_slots}"
+            )
+        pointing = [head.name for head in self.heads if head.points_at_slots]
+        if pointing and self.num_slots == 0:
+            raise ValueError(f"heads {pointing} point at slots, but num_slots is 0; give slots, or another heads table")
+        self._check_floors()
+
+    def _check_floors(self) -> None:
+        unknown = sorted(set(self.floors) - set(self.heads.names))
+        if unknown:
+            raise ValueError(f"probability_floor names unknown heads {unknown}; the heads are {list(self.heads.names)}")
+        for head in self.heads:
+            floor, most = self.floors[head.name], 1.0 / max(head.num_choices, 1)
+            if not 0.0 <= floor < most:
+                raise ValueError(
+                    f"head '{head.name}': expected a probability_floor from 0 to below {most:.3g}, got {floor}"
+                )
+
+    @property
+    def run_size(self) -> int:
+        """Numbers about the run, R."""
+        return self.state_dim - self.slot_size * self.num_slots
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Least probability of an allowed choice of every head."""
+        if isinstance(self.probability_floor, Mapping):
+            return dict.fromkeys(self.heads.names, 0.0) | dict(self.probability_floor)
+        return dict.fromkeys(self.heads.names, self.probability_floor)
+
+    def to_json(self) -> dict[str, Any]:
+        """This as plain JSON data; :meth:`from_json` reads it back."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        if isinstance(self.probability_floor, Mapping):
+            plain["probability_floor"] = dict(self.probability_floor)
+        return plain | {"heads": self.heads.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NetworkConfig:
+        """What :meth:`to_json` wrote."""
+        return cls(**{**data, "heads": HeadTable.from_json(data["heads"])})

@@ -1,4 +1,4 @@
-"""Why the root head learns from V(s) and not from Q(s, op): the policy gradient on a bandit that can be enumerated.
+"""Why the op head learns from V(s) and not from Q(s, op): the policy gradient on a bandit that can be enumerated.
 
     python examples/op_baseline.py
 

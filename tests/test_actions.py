@@ -132,8 +132,8 @@ def test_a_table_survives_the_round_trip():
     [
         ([], "at least one head"),
         ([Head("a", 2), Head("a", 3)], "two heads are named 'a'"),
-        ([Head("a", 0)], "is the root"),
-        ([Head("a", 2, parent="b"), Head("b", 2)], "is the root"),
+        ([Head("a", 0)], "is the op"),
+        ([Head("a", 2, parent="b"), Head("b", 2)], "is the op"),
         ([Head("a", 2), Head("b", 2, parent="c"), Head("c", 2)], "must stand before it"),
         ([Head("a", 2), Head("b", 2, parent="a", used_when={"a": (2,)})], "outside head 'a'"),
         ([Head("a", 2), Head("b", 2, used_when={"c": (0,)})], "does not stand before it"),

@@ -1,8 +1,8 @@
 """Tables of action heads: an action as a small tree of dependent, masked, discrete choices.
 
 A *head* is one discrete choice. Heads are drawn in the order of their table, each conditioned on what was drawn
-before it. The first head is the *root*: the one the critic Q(s, root choice) is conditioned on. This file knows nothing
-of growth; :mod:`esper.actions` is the table of the growth controller, and any user may write another.
+before it. The first head is the *op*: what to do; the others say how. This file knows nothing of growth;
+:mod:`esper.actions` is the table of the growth controller, and any user may write another.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class Head:
 
 
 class HeadTable(Sequence[Head]):
-    """An ordered, checked table of heads; the first is the root.
+    """An ordered, checked table of heads.
+
+    The first head is *the op* of the table, whatever its name is. The critic Q(s, op) is conditioned on its choice, and
+    so is every head after it. ``sampled_op``, ``op_values``, ``op_share`` and the advantage A_op are about this head;
+    A_sub is the advantage of the heads after it.
 
     Raises:
         ValueError: For an empty table, a repeated name, a parent or a ``used_when`` head that does not stand earlier in
@@ -53,9 +57,9 @@ class HeadTable(Sequence[Head]):
     def __init__(self, heads: Sequence[Head]) -> None:
         self._heads = tuple(heads)
         if not self._heads:
-            raise ValueError("expected at least one head, got an empty table; the first head is the root")
+            raise ValueError("expected at least one head, got an empty table; the first head is the op")
         if self._heads[0].parent is not None or self._heads[0].points_at_slots:
-            raise ValueError(f"the first head, '{self._heads[0].name}', is the root: it takes no parent and no slots")
+            raise ValueError(f"the first head, '{self._heads[0].name}', is the op: it takes no parent and no slots")
         seen: dict[str, Head] = {}
         for head in self._heads:
             self._check(head, seen)
@@ -87,8 +91,8 @@ class HeadTable(Sequence[Head]):
         return tuple(self._by_name)
 
     @property
-    def root(self) -> Head:
-        """The first head."""
+    def op(self) -> Head:
+        """The first head: what to do."""
         return self._heads[0]
 
     def named(self, name: str) -> Head:

@@ -73,7 +73,7 @@ def test_equals_the_slow_reference(rollout: dict[str, torch.Tensor], gamma: floa
 
 
 def single_step(**changes: float | bool) -> torch.Tensor:
-    """The advantages (root, dependent, target) of one step, with V = 2, Q = 3, next V = 10, reward 1, γ = 0.5."""
+    """The advantages (op, sub, target) of one step, with V = 2, Q = 3, next V = 10, reward 1, γ = 0.5."""
     numbers = {"rewards": 1.0, "state_values": 2.0, "chosen_values": 3.0, "next_values": 10.0}
     flags = {"terminated": False, "truncated": False, "valid": True}
     row = {name: torch.tensor([[value]]) for name, value in {**numbers, **flags, **changes}.items()}
@@ -105,7 +105,7 @@ def test_no_chain_crosses_an_end(end: str) -> None:
         return compute_advantages(
             rewards=torch.tensor([[0.0], [1.0], [later_reward]]),
             state_values=zeros, chosen_values=zeros, next_values=zeros, valid=~flags, **ends, gamma=1.0, gae_lambda=1.0,
-        ).root  # fmt: skip
+        ).op  # fmt: skip
 
     assert torch.equal(advantages(0.0)[:2], advantages(1e6)[:2])
     assert advantages(0.0)[:2].flatten().tolist() == [1.0, 1.0]

@@ -58,7 +58,7 @@ def test_advantages_equal_those_of_each_episode_played_alone(mode, tree_world, c
     for k in range(4):
         by_hand = [advantages_by_hand(policy, episode) for episode in finished_episodes(envs.log[k])]
         expected = torch.tensor([a for episode in by_hand for a in episode], dtype=torch.float32)
-        got = rollout.advantages.root[:, k][rollout["valid"][:, k]]
+        got = rollout.advantages.op[:, k][rollout["valid"][:, k]]
         torch.testing.assert_close(got[: len(expected)], expected, atol=1e-4, rtol=1e-4)
 
 

@@ -95,8 +95,8 @@ def test_advantages_carry_the_weight_of_the_action_under_the_policy_that_learns(
     again = collector.hindsight.buffer
     weights = again["likelihood_ratios"].clamp(max=1)
     assert weights.min() < 0.5
-    torch.testing.assert_close(again.head_advantages()[..., 0], again.advantages.root * weights)
-    torch.testing.assert_close(again.head_advantages()[..., 1], again.advantages.dependent * weights)
+    torch.testing.assert_close(again.head_advantages()[..., 0], again.advantages.op * weights)
+    torch.testing.assert_close(again.head_advantages()[..., 1], again.advantages.sub * weights)
 
 
 def test_it_goes_on_from_its_state(tree_world, random_policy) -> None:

@@ -22,8 +22,8 @@ from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 REWARDS = torch.tensor([[0.0, 1.0], [2.0, 6.0], [-1.0, 3.0]])
-"""Reward of (root choice, leaf choice)."""
-BANDIT = HeadTable([Head("root", 3), Head("leaf", 2, parent="root")])
+"""Reward of (op, leaf choice)."""
+BANDIT = HeadTable([Head("op", 3), Head("leaf", 2, parent="op")])
 
 
 class Bandit(VectorEnv):
@@ -33,7 +33,7 @@ class Bandit(VectorEnv):
         self.num_envs = num_envs
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "heads": BANDIT.to_json()}
         self.single_observation_space = gym.spaces.Box(0, 1, (1,), dtype=np.float32)
-        self.single_action_space = gym.spaces.Dict({"root": gym.spaces.Discrete(3), "leaf": gym.spaces.Discrete(2)})
+        self.single_action_space = gym.spaces.Dict({"op": gym.spaces.Discrete(3), "leaf": gym.spaces.Discrete(2)})
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -41,27 +41,27 @@ class Bandit(VectorEnv):
         return np.ones((self.num_envs, 1), np.float32), {}
 
     def step(self, actions):
-        rewards = REWARDS.numpy()[actions["root"], actions["leaf"]]
+        rewards = REWARDS.numpy()[actions["op"], actions["leaf"]]
         ended = np.ones(self.num_envs, bool)
         return np.ones((self.num_envs, 1), np.float32), rewards, ended, ~ended, {}
 
 
 def bandit_policy() -> tuple[LSTMPolicyBundle, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A policy with a perfect critic, and its π(root) [3], π(leaf | root) [3, 2] and Q(root) [3]."""
+    """A policy with a perfect critic, and its π(op) [3], π(leaf | op) [3, 2] and Q(op) [3]."""
     network = FactoredRecurrentActorCritic(
         state_dim=1, num_slots=0, heads=BANDIT, hidden_dim=8, head_dim=8, recurrent=False
     )
     with torch.no_grad():
         network.tree.output.bias.copy_(torch.tensor([0.5, 0.0, -0.5, 0.0, 2.0]))
-        roots, leaves = torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij")
-        pairs = {"root": roots.reshape(6, 1), "leaf": leaves.reshape(6, 1)}
+        ops, leaves = torch.meshgrid(torch.arange(3), torch.arange(2), indexing="ij")
+        pairs = {"op": ops.reshape(6, 1), "leaf": leaves.reshape(6, 1)}
         log_probs, *_ = network.evaluate_actions(torch.ones(6, 1, 1), None, pairs, dict.fromkeys(BANDIT.names))
-        root_probs = log_probs["root"].exp().view(3, 2)[:, 0]
+        op_probs = log_probs["op"].exp().view(3, 2)[:, 0]
         leaf_probs = log_probs["leaf"].exp().view(3, 2)
         values = (leaf_probs * REWARDS).sum(-1)
         network.critic.weight.zero_()
         network.critic.bias.copy_(torch.cat([torch.zeros(1), values]))
-    return LSTMPolicyBundle(network), root_probs, leaf_probs, values
+    return LSTMPolicyBundle(network), op_probs, leaf_probs, values
 
 
 def bandit_rollout(policy: LSTMPolicyBundle) -> RolloutBuffer:
@@ -72,7 +72,7 @@ def bandit_rollout(policy: LSTMPolicyBundle) -> RolloutBuffer:
 
 
 def logit_gradients(policy: LSTMPolicyBundle, rollout: RolloutBuffer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradient of the surrogate at the biases of the root's [3] and the leaf's [2] logits."""
+    """Gradient of the surrogate at the biases of the op's [3] and the leaf's [2] logits."""
     policy.network.zero_grad()
     (batch,) = next(iter(minibatches([rollout], 1))).values()
     terms = ppo._terms(policy, batch, AdvantageScale.none(), clip=0.2)
@@ -82,37 +82,37 @@ def logit_gradients(policy: LSTMPolicyBundle, rollout: RolloutBuffer) -> tuple[t
     return gradient[:3], gradient[3:]
 
 
-def test_the_root_gradient_is_the_enumerated_one_and_vanishes_with_q_as_its_baseline() -> None:
-    """DESIGN: the better Q(s, root) predicts, the less it can teach the root; V(s) is the root's baseline."""
-    policy, root_probs, _, values = bandit_policy()
+def test_the_op_gradient_is_the_enumerated_one_and_vanishes_with_q_as_its_baseline() -> None:
+    """DESIGN: the better Q(s, op) predicts, the less it can teach the op; V(s) is the op's baseline."""
+    policy, op_probs, _, values = bandit_policy()
     rollout = bandit_rollout(policy)
     gradient, _ = logit_gradients(policy, rollout)
-    enumerated = root_probs * (values - (root_probs * values).sum())
+    enumerated = op_probs * (values - (op_probs * values).sum())
     assert enumerated.abs().max() > 0.5
     torch.testing.assert_close(gradient, enumerated, atol=0.02, rtol=0)
 
-    rollout.advantages = rollout.advantages._replace(root=rollout.advantages.dependent)
+    rollout.advantages = rollout.advantages._replace(op=rollout.advantages.sub)
     vanishing, _ = logit_gradients(policy, rollout)
     assert vanishing.abs().max() < 0.02
 
 
 def test_the_leaf_gradient_is_the_enumerated_one_with_less_noise_than_over_v() -> None:
-    policy, root_probs, leaf_probs, values = bandit_policy()
+    policy, op_probs, leaf_probs, values = bandit_policy()
     rollout = bandit_rollout(policy)
     _, gradient = logit_gradients(policy, rollout)
     advantage = REWARDS - values[:, None]
-    enumerated = (root_probs[:, None] * leaf_probs * advantage).sum(0)
+    enumerated = (op_probs[:, None] * leaf_probs * advantage).sum(0)
     torch.testing.assert_close(gradient, enumerated, atol=0.02, rtol=0)
-    assert rollout.advantages.dependent.var() < 0.5 * rollout.advantages.root.var()
+    assert rollout.advantages.sub.var() < 0.5 * rollout.advantages.op.var()
 
 
-def test_the_critic_learns_q_of_the_root_choice() -> None:
-    """Its targets average to Q(root) for each root choice."""
+def test_the_critic_learns_q_of_the_op() -> None:
+    """Its targets average to Q(op) for each op."""
     policy, _, _, values = bandit_policy()
     rollout = bandit_rollout(policy)
-    roots = rollout["actions"][..., 0]
+    ops = rollout["actions"][..., 0]
     for choice in range(3):
-        assert rollout.advantages.targets[roots == choice].mean() == pytest.approx(values[choice].item(), abs=0.1)
+        assert rollout.advantages.targets[ops == choice].mean() == pytest.approx(values[choice].item(), abs=0.1)
 
 
 # ---------------------------------------------------------------------- against a slow reference
@@ -218,7 +218,7 @@ def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_a_constant(
     policy, *_ = bandit_policy()
     rollout = bandit_rollout(policy)
     assert ppo.rollout_metrics([rollout])["explained_variance"] == pytest.approx(0, abs=1e-5)
-    rollout.advantages = rollout.advantages._replace(root=torch.zeros_like(rollout.advantages.root))
+    rollout.advantages = rollout.advantages._replace(op=torch.zeros_like(rollout.advantages.op))
     assert ppo.rollout_metrics([rollout])["explained_variance"] == 1
 
 
@@ -282,7 +282,7 @@ def test_an_environment_in_which_little_is_at_stake_teaches_as_much(tree_world, 
         torch.manual_seed(0)
         policy, first, _ = collected(tree_world(6, mode), 24)
         _, second, _ = collected(tree_world(5, mode), 24)
-        for advantages in (second.advantages.root, second.advantages.dependent):
+        for advantages in (second.advantages.op, second.advantages.sub):
             advantages.mul_(stake)
         ppo.update(policy, ppo.make_optimizer(policy, config), [first, second], config, torch.Generator())
         learned.append(torch.nn.utils.parameters_to_vector(policy.network.parameters()))

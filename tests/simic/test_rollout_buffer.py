@@ -13,7 +13,7 @@ from esper.simic.rollout_buffer import RolloutBuffer, Transition, minibatches, u
 from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
 
-HEADS = HeadTable([Head("root", 2), Head("leaf", 3, parent="root")])
+HEADS = HeadTable([Head("op", 2), Head("leaf", 3, parent="op")])
 
 
 def transition(stamp: float, starts: torch.Tensor, valid: torch.Tensor, **changes: torch.Tensor) -> Transition:
@@ -21,19 +21,17 @@ def transition(stamp: float, starts: torch.Tensor, valid: torch.Tensor, **change
     k = len(starts)
     where = stamp + torch.arange(k) / 100
     output = ActionOutput(
-        actions={"root": torch.zeros(k, dtype=torch.int64), "leaf": torch.ones(k, dtype=torch.int64)},
-        log_probs={"root": where, "leaf": where},
+        actions={"op": torch.zeros(k, dtype=torch.int64), "leaf": torch.ones(k, dtype=torch.int64)},
+        log_probs={"op": where, "leaf": where},
         value=where,
         state_value=where,
         op_values=where[:, None].expand(k, 2),
         hidden=(where.view(1, k, 1),) * 2,
         sampled_op=torch.zeros(k, dtype=torch.int64),
-        entropies={"root": where, "leaf": where},
+        entropies={"op": where, "leaf": where},
     )
     step = Transition(
-        inputs=PolicyInput(
-            where[:, None], None, {"root": None, "leaf": torch.tensor([False, True, True]).expand(k, 3)}
-        ),
+        inputs=PolicyInput(where[:, None], None, {"op": None, "leaf": torch.tensor([False, True, True]).expand(k, 3)}),
         hidden=(where.view(1, k, 1), -where.view(1, k, 1)),
         output=output,
         rewards=where,
@@ -160,9 +158,9 @@ def test_paired_environments_learn_by_what_the_others_did_worse() -> None:
     last = torch.tensor([1.0, 2.0, 4.0])
     alone.finish(last, 0.9, 0.9)
     together.finish(last, 0.9, 0.9, paired=True)
-    root = alone.advantages.root
+    op = alone.advantages.op
     assert torch.equal(together.advantages.targets, alone.advantages.targets)
-    others = torch.stack([root[:, [1, 2]].sum(1), root[:, [0, 2]].sum(1), root[:, [0, 1]].sum(1)], dim=1)
+    others = torch.stack([op[:, [1, 2]].sum(1), op[:, [0, 2]].sum(1), op[:, [0, 1]].sum(1)], dim=1)
     others /= torch.tensor([[2.0, 2.0, 2.0], [1.0, 2.0, 1.0]])
     torch.testing.assert_close(together.head_advantages(), alone.head_advantages() - others[..., None])
     assert others.abs().min() > 0
@@ -216,7 +214,7 @@ def test_a_mask_that_is_not_given_allows_everything() -> None:
     for _ in range(2):
         for given_mask in (torch.tensor([[True, False]]), None):
             step = transition(0.0, flag, ~flag)
-            step.inputs = step.inputs._replace(masks={"root": given_mask, "leaf": None})
+            step.inputs = step.inputs._replace(masks={"op": given_mask, "leaf": None})
             buffer.add(step)
         assert buffer.num_allowed()[:, 0].tolist() == [[1, 3], [2, 3]]
         buffer.clear()
@@ -244,15 +242,15 @@ def test_the_first_ratio_is_one_for_every_head(mode, tree_world, collected, floo
                 assert torch.equal(matters, used), "the buffer knows by itself which heads matter"
 
 
-def test_the_stored_value_is_the_one_of_the_stored_root_choice(mode, tree_world, collected) -> None:
+def test_the_stored_value_is_the_one_of_the_stored_op(mode, tree_world, collected) -> None:
     policy, rollout, _ = collected(tree_world(6, mode), 24)
     (batch,) = next(iter(minibatches([rollout], 1))).values()
     evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden, batch.gaps)
-    stored = rollout.advantages.targets - rollout.advantages.root  # V(s), put together again by the sequences
-    root = batch.targets - batch.advantages[..., 0]
-    assert torch.isin(root[batch.valid].round(decimals=4), stored.round(decimals=4)).all()
-    torch.testing.assert_close(evaluation.state_values[batch.valid], root[batch.valid], atol=1e-5, rtol=1e-5)
-    chosen = batch.advantages[..., 0] - batch.advantages[..., 1] + root
+    stored = rollout.advantages.targets - rollout.advantages.op  # V(s), put together again by the sequences
+    state_values = batch.targets - batch.advantages[..., 0]
+    assert torch.isin(state_values[batch.valid].round(decimals=4), stored.round(decimals=4)).all()
+    torch.testing.assert_close(evaluation.state_values[batch.valid], state_values[batch.valid], atol=1e-5, rtol=1e-5)
+    chosen = batch.advantages[..., 0] - batch.advantages[..., 1] + state_values
     torch.testing.assert_close(evaluation.values[batch.valid], chosen[batch.valid], atol=1e-5, rtol=1e-5)
 
 

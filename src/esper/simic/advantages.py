@@ -1,19 +1,19 @@
-r"""Advantages for a policy that draws its action as a small tree, with a critic Q(s, root choice).
+r"""Advantages for a policy that draws its action as a small tree, with a critic Q(s, op).
 
-Legend: T steps, K environments. The root head ``o`` is drawn first, the other heads after it.
+Legend: T steps, K environments. The op ``o`` is drawn first, the other heads after it.
 
-A critic Q(s, o) is the wrong baseline for the root head itself: the better it gets, the closer
+A critic Q(s, o) is the wrong baseline for the op head itself: the better it gets, the closer
 
 .. math:: \sum_o \nabla\pi(o|s)\,\bigl(Q^\pi(s,o) - Q(s,o)\bigr) \to 0,
 
-so the root head stops learning. It is the right baseline for whatever is drawn *after* the root. Hence the root head
-gets the advantage over V(s), the others the advantage over Q(s, o)::
+so the op head stops learning. It is the right baseline for whatever is drawn *after* the op. Hence the op head gets the
+advantage over V(s), the others the advantage over Q(s, o)::
 
     V(s)  = sum over the allowed o of pi(o|s) Q(s,o)     at rollout time
     d_t   = r_t + gamma V(s_t+1) - V(s_t)
-    A_root      = GAE(d)
-    A_dependent = A_root - [Q(s_t, o_t) - V(s_t)]
-    target of Q(s_t, o_t) = A_root + V(s_t)
+    A_op  = GAE(d)
+    A_sub = A_op - [Q(s_t, o_t) - V(s_t)]
+    target of Q(s_t, o_t) = A_op + V(s_t)
 
 GAE is Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16.
 
@@ -21,7 +21,7 @@ Where the stored choices were drawn by another policy mu than the stored pi (an 
 objective), later differences count as far as pi would have gone there too (Retrace, Munos et al. 2016,
 https://arxiv.org/abs/1606.02647)::
 
-    A_root_t = d_t + gamma lambda min(1, pi/mu)_t+1 A_root_t+1
+    A_op_t = d_t + gamma lambda min(1, pi/mu)_t+1 A_op_t+1
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from torch import Tensor
 class Advantages(NamedTuple):
     """Advantages and value targets of one rollout, each [T, K]; 0 at rows that are not valid."""
 
-    root: Tensor
-    """For the root head: over V(s)."""
-    dependent: Tensor
-    """For every head drawn after the root: over Q(s, root choice)."""
+    op: Tensor
+    """A_op, for the op head: over V(s)."""
+    sub: Tensor
+    """A_sub, for every head drawn after the op: over Q(s, op)."""
     targets: Tensor
-    """What Q(s, stored root choice) learns; also the λ-return estimate of V(s)."""
+    """What Q(s, stored op) learns; also the λ-return estimate of V(s)."""
 
 
 def compute_advantages(
@@ -64,7 +64,7 @@ def compute_advantages(
     Args:
         rewards: r_t, [T, K].
         state_values: V(s_t), [T, K].
-        chosen_values: Q(s_t, root choice taken), [T, K].
+        chosen_values: Q(s_t, op taken), [T, K].
         next_values: V of the state that followed the step, [T, K]: of the *final* observation where the episode was
             truncated, never of the first observation of the next episode. Ignored where it terminated.
         terminated: Whether the step ended its episode for good, [T, K] bool.
@@ -80,15 +80,15 @@ def compute_advantages(
     if likelihood_ratios is not None:
         decay[:-1] *= likelihood_ratios[1:].clamp(max=1)
 
-    root = torch.zeros_like(differences)
+    op = torch.zeros_like(differences)
     following = torch.zeros_like(differences[0])
     for t in reversed(range(len(differences))):
-        following = torch.addcmul(differences[t], decay[t], following, out=root[t])
+        following = torch.addcmul(differences[t], decay[t], following, out=op[t])
 
     return Advantages(
-        root=root,
-        dependent=torch.where(valid, root - (chosen_values - state_values), 0.0),
-        targets=torch.where(valid, root + state_values, 0.0),
+        op=op,
+        sub=torch.where(valid, op - (chosen_values - state_values), 0.0),
+        targets=torch.where(valid, op + state_values, 0.0),
     )
 
 

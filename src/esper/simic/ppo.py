@@ -4,7 +4,7 @@ Legend: B sequences, L steps (padded), H heads.
 
 Schulman et al. 2017, https://arxiv.org/abs/1707.06347, with the surrogate clipped for each head by itself. The joint
 log-probability of an action is the sum over its heads, so the policy gradient is the sum of the heads' own gradients:
-the root's weighted with its advantage over V(s), the others' with theirs over Q(s, root choice), see
+the op's weighted with its advantage over V(s), the others' with theirs over Q(s, op), see
 :mod:`esper.simic.advantages`. A head that the action did not use, or that had only one choice, adds nothing.
 """
 
@@ -284,35 +284,35 @@ def rollout_metrics(rollouts: Sequence[RolloutBuffer]) -> dict[str, float]:
         than a constant), ``advantage_mean/{head}`` and ``advantage_std/{head}`` before normalisation,
         ``entropy/{head}`` (conditional, nats), ``normalized_entropy/{head}`` (in units of the logarithm of the number
         of allowed choices: 1 is uniform, 0 is certain), ``head_share/{head}`` (share of the steps in which the head
-        could matter), and ``choice_share/{choice}`` of the root head.
+        could matter), and ``choice_share/{choice}`` of the op.
     """
     heads = rollouts[0].heads
     valid = torch.cat([r["valid"].flatten() for r in rollouts])
     matters = torch.cat([r.could_matter.flatten(0, 1) for r in rollouts])
     entropies = torch.cat([r["entropies"].flatten(0, 1) for r in rollouts])
     allowed = torch.cat([r.num_allowed().flatten(0, 1) for r in rollouts])
-    advantages = torch.cat([r.advantages.root.flatten() for r in rollouts if r.advantages is not None])[valid]
+    advantages = torch.cat([r.advantages.op.flatten() for r in rollouts if r.advantages is not None])[valid]
     returns = torch.cat([r.advantages.targets.flatten() for r in rollouts if r.advantages is not None])[valid]
-    roots = torch.cat([r["actions"][..., 0].flatten() for r in rollouts])[valid]
+    ops = torch.cat([r["actions"][..., 0].flatten() for r in rollouts])[valid]
     scale = AdvantageScale.of(rollouts)
     count = matters.sum(0)
     normalized = entropies / allowed.clamp(min=2).log()
-    shares = torch.bincount(roots, minlength=heads.root.num_choices) / len(roots)
+    shares = torch.bincount(ops, minlength=heads.op.num_choices) / len(ops)
     metrics = {
         "explained_variance": 1 - advantages.var(correction=0) / returns.var(correction=0),
         **_by_head("advantage_mean", heads, torch.where(count > 1, scale.mean, math.nan)),
         **_by_head("advantage_std", heads, torch.where(count > 1, scale.std, math.nan)),
         **_by_head("entropy", heads, (entropies * matters).sum(0) / count),
         **_by_head("normalized_entropy", heads, (normalized * matters).sum(0) / count),
-        **_by_head("head_share", heads, count / len(roots)),
-        **{f"choice_share/{name}": share for name, share in zip(root_choices(heads), shares, strict=True)},
+        **_by_head("head_share", heads, count / len(ops)),
+        **{f"choice_share/{name}": share for name, share in zip(op_choices(heads), shares, strict=True)},
     }
     return {name: float(value) for name, value in metrics.items()}
 
 
-def root_choices(heads: HeadTable) -> tuple[str, ...]:
-    """Names of the root's choices, or their numbers where they have none."""
-    return heads.root.choices or tuple(str(i) for i in range(heads.root.num_choices))
+def op_choices(heads: HeadTable) -> tuple[str, ...]:
+    """Names of the ops, or their numbers where they have none."""
+    return heads.op.choices or tuple(str(i) for i in range(heads.op.num_choices))
 
 
 def _by_head(name: str, heads: HeadTable, values: Tensor) -> dict[str, Tensor]:

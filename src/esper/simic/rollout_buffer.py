@@ -72,9 +72,9 @@ class SequenceBatch(NamedTuple):
     log_probs: Tensor
     """[B, L, H], of the stored actions at rollout time."""
     advantages: Tensor
-    """[B, L, H]: of the root for the first head, of the heads after it for the others."""
+    """[B, L, H]: A_op for the first head, A_sub for the others."""
     targets: Tensor
-    """[B, L], what Q(s, stored root choice) learns."""
+    """[B, L], what Q(s, stored op) learns."""
     valid: Tensor
     """[B, L] bool."""
     could_matter: Tensor
@@ -207,7 +207,7 @@ class RolloutBuffer:
             raise ValueError(f"expected {self.num_steps} steps before finish(), got {self.position}")
         with torch.inference_mode(False), torch.no_grad():
             self.advantages = self._advantages(last_values.clone(), gamma, gae_lambda, reward_scale)
-            self._shared = mean_of_others(self.advantages.root, self["valid"]) if paired else None
+            self._shared = mean_of_others(self.advantages.op, self["valid"]) if paired else None
 
     def _advantages(self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float) -> Advantages:
         next_values = torch.cat([self["state_values"][1:], last_values[None]])
@@ -252,14 +252,14 @@ class RolloutBuffer:
         return self._could_matter
 
     def head_advantages(self) -> Tensor:
-        """[T, K, H]: of the root for the first head, of the heads after it for the others.
+        """[T, K, H]: A_op for the first head, A_sub for the others.
 
         Those of paired environments are taken over what the others have at the same step. Where another policy drew the
         actions they carry the weight min(1, π/μ) (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561).
         """
         assert self.advantages is not None, "finish() computes the advantages"
-        dependent = [self.advantages.dependent] * (len(self.heads) - 1)
-        advantages = torch.stack([self.advantages.root, *dependent], dim=-1)
+        sub = [self.advantages.sub] * (len(self.heads) - 1)
+        advantages = torch.stack([self.advantages.op, *sub], dim=-1)
         if self._shared is not None:
             advantages -= self._shared[..., None]
         if "likelihood_ratios" in self._rows:

@@ -81,9 +81,9 @@ class Waverer(LSTMPolicyBundle):
     def __init__(self, gain: float, op_share: float = 0.3) -> None:
         super().__init__(FactoredRecurrentActorCritic(hidden_dim=16, head_dim=8), op_share=op_share)
         with torch.no_grad():
-            root = self.network.tree.output_sizes[0]
+            ops = self.network.tree.output_sizes[0]
             self.network.tree.output.weight.zero_()
-            self.network.tree.output.bias[:root] = torch.tensor([0.6, 0.4, 1e-4, 1e-4, 1e-4, 1e-4]).log()
+            self.network.tree.output.bias[:ops] = torch.tensor([0.6, 0.4, 1e-4, 1e-4, 1e-4, 1e-4]).log()
             self.network.critic.weight.zero_()
             self.network.critic.bias.zero_()
             self.network.critic.bias[2] = gain  # v, then the six ops

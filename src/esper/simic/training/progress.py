@@ -75,9 +75,9 @@ class Progress(Callback):
             yield "return", f"{known['return']:.4g}"
         for name in sorted(name for name in known if name.startswith("episode/")):
             yield name.removeprefix("episode/").replace("_", " "), f"{known[name]:.4g}"
-        root = self._plan.heads.root.name
+        op = self._plan.heads.op.name
         if shares := _of(known, "choice_share/"):
-            yield root, ", ".join(f"{choice} {share:.0%}" for choice, share in shares.items())
+            yield op, ", ".join(f"{choice} {share:.0%}" for choice, share in shares.items())
         if entropies := _of(known, "normalized_entropy/"):
             yield "entropy", ", ".join(f"{head} {entropy:.2f}" for head, entropy in entropies.items())
         if "explained_variance" in known:

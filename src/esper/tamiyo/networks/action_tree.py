@@ -39,15 +39,15 @@ def likeliest(name: str, distribution: MaskedCategorical, used: Tensor | None) -
     return distribution.mode()
 
 
-def most_valuable(root: str, op_values_NO: Tensor, share: float) -> Chooser:
-    """A chooser whose root choice has the greatest Q of those at least ``share`` times as probable as the likeliest.
+def most_valuable(op: str, op_values_NO: Tensor, share: float) -> Chooser:
+    """A chooser whose op has the greatest Q of those at least ``share`` times as probable as the likeliest.
 
     Every other head takes its likeliest choice (the rule of discrete BCQ, Fujimoto et al. 2019, arXiv:1910.01708: a
     critic is to be trusted only where the policy goes).
     """
 
     def choose(name: str, distribution: MaskedCategorical, used: Tensor | None) -> Tensor:
-        if name != root:
+        if name != op:
             return distribution.mode()
         probable = distribution.probs >= share * distribution.probs.amax(-1, keepdim=True)
         return op_values_NO.masked_fill(~probable, -math.inf).argmax(-1)
@@ -257,14 +257,14 @@ class ActionTree(nn.Module):
             hidden = head.condition(hidden, choice_N, slots_NSE, draw)
         return draw
 
-    def root(self, core_NH: Tensor, mask: Tensor | None) -> MaskedCategorical:
-        """Distribution of the root head alone, as in :meth:`draw`."""
-        root = self.heads[0]
-        assert isinstance(root, HeadNetwork)
+    def op(self, core_NH: Tensor, mask: Tensor | None) -> MaskedCategorical:
+        """Distribution of the op alone, as in :meth:`draw`."""
+        head = self.heads[0]
+        assert isinstance(head, HeadNetwork)
         size, choices = self.hidden_sizes[0], self.output_sizes[0]
         hidden_ND = F.linear(core_NH, self.hidden.weight[:size], self.hidden.bias[:size])
         output = F.linear(torch.relu(hidden_ND), self.output.weight[:choices], self.output.bias[:choices])
-        return root.distribution(output, None, mask, Draw())
+        return head.distribution(output, None, mask, Draw())
 
 
 Conditions = dict[str, frozenset[int]]

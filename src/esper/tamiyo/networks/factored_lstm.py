@@ -1,7 +1,7 @@
 """The recurrent actor-critic with factored, masked, dependent heads.
 
 Shapes: B batch, T time, N = B or B·T rows, S slots, D numbers in a state, E size of a slot encoding, H size of the
-core, O choices of the root head (the ops), n choices of a head.
+core, O ops (choices of the first head), n choices of a head.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ActionOutput(NamedTuple):
     hidden: Hidden
     """Pair ``[num_layers, B, H]``: the state to hand to the next step."""
     sampled_op: Tensor
-    """The root choice ``[B]``: the one op that is the action, and that the value and every later head depend on."""
+    """The op ``[B]``: the one that is the action, and that the value and every later head depend on."""
     entropies: dict[str, Tensor]
     """float ``[B]`` a head, nats; 0 where the head is unused."""
 
@@ -151,7 +151,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         self.core_norm = nn.LayerNorm(hidden_dim)
         self.tree = ActionTree(config)
         self.critic_hidden = linear(hidden_dim, config.head_dim, HIDDEN_GAIN)
-        self.critic = linear(config.head_dim, 1 + config.heads.root.num_choices, VALUE_GAIN)
+        self.critic = linear(config.head_dim, 1 + config.heads.op.num_choices, VALUE_GAIN)
 
     @property
     def heads(self) -> HeadTable:
@@ -218,7 +218,7 @@ class FactoredRecurrentActorCritic(nn.Module):
                 sizes = self.sizes(0 if slots is None else slots.shape[1])
                 choose = sampled(sizes, rows, state.device, generator)
             elif op_share < 1:
-                choose = most_valuable(self.heads.root.name, self._op_values(core), op_share)
+                choose = most_valuable(self.heads.op.name, self._op_values(core), op_share)
             else:
                 choose = likeliest
             decided = self._decide(core, slots, masks, choose)
@@ -244,7 +244,7 @@ class FactoredRecurrentActorCritic(nn.Module):
             state_value,
             op_values,
             (output, cell),
-            actions[self.heads.root.name],
+            actions[self.heads.op.name],
             self._by_head(entropies),
         )
 
@@ -303,10 +303,10 @@ class FactoredRecurrentActorCritic(nn.Module):
         """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
         hidden = self._checked("state", state, ("B",), blueprint_indices, masks, hidden)
         core, _, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden)
-        root = self.heads.root.name
-        distribution = self.tree.root(core, masks[root])
+        op = self.heads.op.name
+        distribution = self.tree.op(core, masks[op])
         if self.check_values and not torch.isfinite(distribution.log_probs.amax(-1)).all():
-            draw = Draw({root: distribution}, {root: distribution.mode()})
+            draw = Draw({op: distribution}, {op: distribution.mode()})
             raise ValueError(_diagnosis(draw, (state.shape[0],)))
         value = _expected(distribution.probs, self._op_values(core))
         if not torch.is_grad_enabled():
@@ -345,10 +345,10 @@ class FactoredRecurrentActorCritic(nn.Module):
     def _decide(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> _Decided:
         """The behaviour policy and its value, whole; rollout and learning differ only in ``choose``."""
         draw = self.tree.draw(core_NH, slots_NSE, masks, choose)
-        root = self.heads.root.name
+        op = self.heads.op.name
         op_values_NO = self._op_values(core_NH)
-        value_N = op_values_NO.gather(-1, draw.choices[root].unsqueeze(-1)).squeeze(-1)
-        state_value_N = _expected(draw.distributions[root].probs, op_values_NO)
+        value_N = op_values_NO.gather(-1, draw.choices[op].unsqueeze(-1)).squeeze(-1)
+        state_value_N = _expected(draw.distributions[op].probs, op_values_NO)
         return _Decided(draw, value_N, state_value_N, op_values_NO)
 
     def _op_values(self, core_NH: Tensor) -> Tensor:

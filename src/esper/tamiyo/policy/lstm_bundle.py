@@ -73,7 +73,7 @@ class LSTMPolicyBundle:
         observation_normalizer: Normalises features wherever they enter; :class:`RunningMeanStd` or ``None``. Update its
             statistics between rollouts only: what a rollout saw must be what learning sees.
         strict: Raise, instead of warn, when a hidden state made in inference mode reaches :meth:`evaluate_actions`.
-        op_share: How a deterministic decision chooses at the root head: the greatest Q(s, op) among the choices at
+        op_share: How deterministic inference chooses the op: the one of the greatest Q(s, op) among those at
             least this share as probable as the likeliest, in (0, 1]; 1 takes the likeliest. Saved with the policy.
 
     Example:
@@ -152,7 +152,7 @@ class LSTMPolicyBundle:
             features: float ``[B, D]``, not normalised.
             hidden: Pair ``[num_layers, B, H]`` before this step.
             indices: int64 ``[B, S]``; ``None`` without slots.
-            masks: As in :class:`PolicyInput`; ``None`` allows every choice. Only the root's mask bears on the value.
+            masks: As in :class:`PolicyInput`; ``None`` allows every choice. Only the op's mask bears on the value.
 
         Returns:
             V(s) ``[B]``, an inference tensor.

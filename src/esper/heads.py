@@ -7,8 +7,14 @@ before it. The first head is the *op*: what to do; the others say how. This file
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+Conditions = dict[str, frozenset[int]]
+"""Ancestor → the choices one of which it must have taken."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,10 @@ class HeadTable(Sequence[Head]):
             self._check(head, seen)
             seen[head.name] = head
         self._by_name = seen
+        self.conditions: dict[str, Conditions] = {}
+        """All that must hold for each head to be used, its ancestors' conditions included."""
+        for head in self._heads:
+            self.conditions[head.name] = self._conditions(head)
 
     @staticmethod
     def _check(head: Head, seen: Mapping[str, Head]) -> None:
@@ -84,6 +94,71 @@ class HeadTable(Sequence[Head]):
             outside = [c for c in choices if not 0 <= c < seen[ancestor].num_choices]
             if outside:
                 raise ValueError(f"head '{head.name}': used_when names choices {outside} outside head '{ancestor}'")
+
+    def _conditions(self, head: Head) -> Conditions:
+        own = {ancestor: frozenset(int(c) for c in choices) for ancestor, choices in head.used_when.items()}
+        for ancestor in (*own, head.parent) if head.parent else tuple(own):
+            for name, choices in self.conditions[ancestor].items():
+                own[name] = own.get(name, choices) & choices
+        return own
+
+    # ------------------------------------------------------------------ when a head is used, and what is allowed then
+
+    def is_used(self, name: str, choices: Mapping[str, Any]) -> Any:
+        """Whether the head called ``name`` is used, given the choices of its ancestors.
+
+        Args:
+            name: The head.
+            choices: Head → its choice: integers, or integer arrays or tensors of one shape ``[...]``.
+
+        Returns:
+            A bool, or bools ``[...]``.
+
+        Example:
+            >>> table = HeadTable([Head("verb", 3), Head("item", 5, parent="verb", used_when={"verb": (1, 2)})])
+            >>> table.is_used("item", {"verb": 0}), table.is_used("item", {"verb": 2})
+            (False, True)
+        """
+        first = choices[self.op.name]
+        held = (_is_one_of(choices[ancestor], taken) for ancestor, taken in self.conditions[name].items())
+        return reduce(operator.and_, held, first == first)  # true, in the form that the choices have
+
+    def users(self, name: str) -> Conditions:
+        """The heads whose use depends on the choice of ``name``, and the choices under which they are used."""
+        return {user: own[name] for user, own in self.conditions.items() if name in own}
+
+    def together(self, one: str, other: str) -> bool:
+        """Whether two heads are ever used together."""
+        first, second = self.conditions[one], self.conditions[other]
+        return all(first.values()) and all(choices & first.get(name, choices) for name, choices in second.items())
+
+    def mask_shapes(self, name: str, num_slots: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes that the mask of a head may have for one row: ``[n]``, and with a parent ``[n_parent, n]``."""
+        sizes, parent = self.sizes(num_slots), self.named(name).parent
+        plain = (sizes[name],)
+        return (plain,) if parent is None else (plain, (sizes[parent], *plain))
+
+    def allowed(self, name: str, mask: Any, choices: Mapping[str, Any]) -> Any:
+        """What the head called ``name`` may choose, given what its parent chose.
+
+        Args:
+            name: The head.
+            mask: Its mask ``[..., n]`` or ``[..., n_parent, n]``.
+            choices: Head → its choice: an integer for a mask of one row, or a tensor ``[...]``.
+
+        Returns:
+            The mask ``[..., n]``.
+        """
+        parent = self.named(name).parent
+        if parent is None:
+            return mask
+        taken = choices[parent]
+        rank = getattr(taken, "ndim", 0)
+        if mask.ndim == rank + 1:
+            return mask
+        return mask.take_along_dim(taken[..., None, None], -2).squeeze(-2) if rank else mask[taken]
+
+    # ------------------------------------------------------------------ the rows of the table
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,3 +210,7 @@ class HeadTable(Sequence[Head]):
     def from_json(cls, rows: Sequence[Mapping]) -> HeadTable:
         """The table that :meth:`to_json` wrote."""
         return cls([Head(**{**row, "choices": tuple(row["choices"])}) for row in rows])
+
+
+def _is_one_of(choice: Any, taken: Collection[int]) -> Any:
+    return reduce(operator.or_, (choice == one for one in sorted(taken)), choice != choice)

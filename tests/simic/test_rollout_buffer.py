@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.heads import Head, HeadTable
-from esper.simic.rollout_buffer import RolloutBuffer, Transition, minibatches, used_heads
+from esper.simic.rollout_buffer import RolloutBuffer, Transition, minibatches
 from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
 
@@ -252,15 +252,3 @@ def test_the_stored_value_is_the_one_of_the_stored_op(mode, tree_world, collecte
     torch.testing.assert_close(evaluation.state_values[batch.valid], state_values[batch.valid], atol=1e-5, rtol=1e-5)
     chosen = batch.advantages[..., 0] - batch.advantages[..., 1] + state_values
     torch.testing.assert_close(evaluation.values[batch.valid], chosen[batch.valid], atol=1e-5, rtol=1e-5)
-
-
-def test_which_heads_an_action_uses() -> None:
-    tree = HeadTable(
-        [Head("verb", 3), Head("item", 4, "verb", {"verb": (1, 2)}), Head("force", 2, "item", {"verb": (2,)})]
-    )
-    actions = torch.tensor([[0, 0, 0], [1, 3, 0], [2, 1, 1]])
-    assert used_heads(tree, actions).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
-    unused_parent = torch.tensor([[0, 0, 0]])
-    for last in (Head("c", 2, "b"), Head("c", 2, used_when={"b": (0,)})):
-        chain = HeadTable([Head("a", 2), Head("b", 2, "a", {"a": (1,)}), last])
-        assert used_heads(chain, unused_parent).tolist() == [[True, False, False]], "what it hangs on is unused"

@@ -404,11 +404,9 @@ def find_illegal(decision: Decision, masks: Mapping[str, np.ndarray]) -> str | N
     """What the masks of one environment forbid about ``decision``, in words; ``None`` when it is legal."""
     choices = decision.to_mapping()
     for head in HEADS:
-        if not all(choices[ancestor] in used for ancestor, used in head.used_when.items()):
+        if not HEADS.is_used(head.name, choices):
             continue
-        mask = masks[head.name]
-        if mask.ndim == 2:
-            mask = mask[choices[str(head.parent)]]
+        mask = HEADS.allowed(head.name, masks[head.name], choices)
         choice = choices[head.name]
         if not (0 <= choice < len(mask) and mask[choice]):
             return (

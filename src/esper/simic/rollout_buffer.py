@@ -231,23 +231,22 @@ class RolloutBuffer:
     def num_allowed(self) -> Tensor:
         """How many choices each head had, [T, K, H], given the choice its parent took."""
         counts = []
+        choices = _by_head(self.heads, self["actions"])
         for head in self.heads:
             mask = self._masks.get(head.name)
             if mask is None:
                 size = head.num_choices or self["indices"].shape[-1]
-                counts.append(torch.full_like(self["actions"][..., 0], size))
-                continue
-            if mask.dim() == 4:
-                parent = self["actions"][..., self.heads.names.index(str(head.parent))]
-                mask = mask.gather(2, parent[..., None, None].expand(-1, -1, 1, mask.shape[-1])).squeeze(2)
-            counts.append(mask.sum(-1))
+                counts.append(torch.full_like(choices[head.name], size))
+            else:
+                counts.append(self.heads.allowed(head.name, mask, choices).sum(-1))
         return torch.stack(counts, dim=-1)
 
     @property
     def could_matter(self) -> Tensor:
         """[T, K, H] bool: the row is valid, its action uses the head, and more than one choice was allowed."""
         if self._could_matter is None:
-            used = used_heads(self.heads, self["actions"])
+            choices = _by_head(self.heads, self["actions"])
+            used = torch.stack([self.heads.is_used(name, choices) for name in self.heads.names], dim=-1)
             self._could_matter = self["valid"][..., None] & used & (self.num_allowed() > 1)
         return self._could_matter
 
@@ -310,7 +309,7 @@ class RolloutBuffer:
                 self["hidden_0"][step[:, 0], :, environment[:, 0]].transpose(0, 1).contiguous(),
                 self["hidden_1"][step[:, 0], :, environment[:, 0]].transpose(0, 1).contiguous(),
             ),
-            actions={h: actions[..., i] for i, h in enumerate(self.heads.names)},
+            actions=_by_head(self.heads, actions),
             log_probs=take(self["log_probs"]),
             advantages=take(self.head_advantages()),
             targets=take(self.advantages.targets),
@@ -320,18 +319,9 @@ class RolloutBuffer:
         )
 
 
-def used_heads(heads: HeadTable, actions: Tensor) -> Tensor:
-    """Which heads an action uses, [..., H] bool, for actions [..., H] in the order of the table."""
-    used: dict[str, Tensor] = {}
-    for i, head in enumerate(heads):
-        uses = torch.ones_like(actions[..., i], dtype=torch.bool)
-        if head.parent is not None:
-            uses &= used[head.parent]
-        for ancestor, choices in head.used_when.items():
-            taken = actions[..., heads.names.index(ancestor)]
-            uses &= used[ancestor] & torch.isin(taken, torch.tensor(sorted(choices), device=taken.device))
-        used[head.name] = uses
-    return torch.stack(list(used.values()), dim=-1)
+def _by_head(heads: HeadTable, actions: Tensor) -> dict[str, Tensor]:
+    """The choices [...] of each head, from actions [..., H] in the order of the table."""
+    return dict(zip(heads.names, actions.unbind(-1), strict=True))
 
 
 class Layout(NamedTuple):

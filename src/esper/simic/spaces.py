@@ -302,10 +302,7 @@ class EnvironmentAdapter:
         return encoded
 
     def _check_mask(self, name: str, mask: np.ndarray, rows: int) -> None:
-        head, n = self.heads.named(name), self.sizes[name]
-        shapes: list[tuple[int, ...]] = [(rows, n)]
-        if head.parent is not None:
-            shapes.append((rows, self.sizes[head.parent], n))
+        shapes = [(rows, *shape) for shape in self.heads.mask_shapes(name, self.num_slots)]
         if mask.shape not in shapes or mask.dtype.kind not in "biu":
             raise ValueError(
                 f"mask of head '{name}': expected booleans (or 0 and 1) of shape {' or '.join(map(str, shapes))}, "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esper.heads import Head, HeadTable
+from esper.heads import Head
 from esper.tamiyo.networks.checks import Masks
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear, stacked
@@ -139,31 +139,22 @@ class HeadNetwork(nn.Module):
 
     Args:
         head: The row of the table.
-        head_dim: Size of the hidden layer, D.
-        slot_dim: Size of a slot encoding, E.
-        floor: Least probability of an allowed choice.
+        config: The sizes, and the table.
         later: Number of heads after this one; 0 if none of them is ever used together with this one.
-        users: For each head that depends on this one's choice, the choices under which it is used.
     """
 
-    def __init__(
-        self,
-        head: Head,
-        head_dim: int,
-        slot_dim: int,
-        floor: float,
-        later: int,
-        users: Mapping[str, frozenset[int]],
-    ) -> None:
+    def __init__(self, head: Head, config: NetworkConfig, later: int) -> None:
         super().__init__()
-        self.name, self.parent, self.floor = head.name, head.parent, floor
+        self.name, self.table, self.floor = head.name, config.heads, config.floors[head.name]
         self.key: nn.Linear | None = None
         self.conditioning: nn.Linear | nn.Embedding | None = None
+        head_dim, slot_dim = config.head_dim, config.slot_dim
         if head.points_at_slots:
             self.key = linear(slot_dim, slot_dim, 1.0, bias=False)
             self.conditioning = stacked(slot_dim, (head_dim,) * later, 1.0) if later else None
         else:
             self.conditioning = embedding(head.num_choices, head_dim * later) if later else None
+        users = self.table.users(self.name)
         self.users = tuple(users)
         rows = [[[choice in choices] for choices in users.values()] for choice in range(head.num_choices)]
         self.users_of = nn.Buffer(torch.tensor(rows), persistent=False) if users else None
@@ -183,9 +174,8 @@ class HeadNetwork(nn.Module):
 
     def _allowed(self, mask: Tensor | None, draw: Draw, logits: Tensor) -> Tensor | None:
         """The mask ``[N, n]`` for the choice the parent took, with the first choice alone where the head is unused."""
-        if mask is not None and mask.ndim == 3:
-            assert self.parent is not None
-            mask = mask[torch.arange(mask.shape[0], device=mask.device), draw.choices[self.parent]]
+        if mask is not None:
+            mask = self.table.allowed(self.name, mask, draw.choices)
         used_N1 = draw.used.get(self.name)
         if used_N1 is None:
             return mask
@@ -215,9 +205,9 @@ class ActionTree(nn.Module):
     Rollout and learning both go through :meth:`draw`, and only what chooses differs, so that masks, floors, contexts
     and unused heads cannot disagree between them.
 
-    A head is used when every ancestor its ``used_when`` names took one of the choices named there, and its parent is
-    used; an unused ancestor took no choice. Where a head is unused its only allowed choice is 0: hence action 0,
-    log-probability and entropy exactly 0, and no gradient. Later heads are not conditioned on it.
+    The :class:`~esper.heads.HeadTable` says when a head is used, and what it may choose then. Where a head is unused
+    its only allowed choice is 0: hence action 0, log-probability and entropy exactly 0, and no gradient. It conditions
+    no later head.
 
     The hidden layers of all heads are one linear layer of the core. Each choice drawn adds its embedding to those of
     the heads after it, which is what a linear layer over (core, choices so far) computes. The output layers of all
@@ -226,18 +216,16 @@ class ActionTree(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        heads, head_dim, slot_dim = config.heads, config.head_dim, config.slot_dim
-        self.hidden_sizes = (head_dim,) * len(heads)
-        self.output_sizes = tuple(slot_dim if head.points_at_slots else head.num_choices for head in heads)
+        heads = config.heads
+        self.hidden_sizes = (config.head_dim,) * len(heads)
+        self.output_sizes = tuple(config.slot_dim if head.points_at_slots else head.num_choices for head in heads)
         self.hidden = stacked(config.hidden_dim, self.hidden_sizes)
-        self.output = stacked(head_dim, self.output_sizes, POLICY_GAIN)
-        conditions = _conditions(heads)
+        self.output = stacked(config.head_dim, self.output_sizes, POLICY_GAIN)
         self.heads = nn.ModuleList()
         for index, head in enumerate(heads):
             after = heads[index + 1 :]
-            later = len(after) if any(_together(conditions[head.name], conditions[h.name]) for h in after) else 0
-            users = _users(head, conditions)
-            self.heads.append(HeadNetwork(head, head_dim, slot_dim, config.floors[head.name], later, users))
+            later = len(after) if any(heads.together(head.name, h.name) for h in after) else 0
+            self.heads.append(HeadNetwork(head, config, later))
 
     def draw(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> Draw:
         """Go through the heads in order; ``masks`` are ``[N, n]``, ``[N, n_parent, n]`` or ``None``."""
@@ -265,29 +253,3 @@ class ActionTree(nn.Module):
         hidden_ND = F.linear(core_NH, self.hidden.weight[:size], self.hidden.bias[:size])
         output = F.linear(torch.relu(hidden_ND), self.output.weight[:choices], self.output.bias[:choices])
         return head.distribution(output, None, mask, Draw())
-
-
-Conditions = dict[str, frozenset[int]]
-"""Ancestor → the choices one of which it must have taken."""
-
-
-def _conditions(heads: HeadTable) -> dict[str, Conditions]:
-    """All that must hold for each head to be used, its ancestors' conditions included."""
-    conditions: dict[str, Conditions] = {}
-    for head in heads:
-        own = {ancestor: frozenset(int(c) for c in choices) for ancestor, choices in head.used_when.items()}
-        for ancestor in (*own, head.parent) if head.parent else tuple(own):
-            for name, choices in conditions[ancestor].items():
-                own[name] = own.get(name, choices) & choices
-        conditions[head.name] = own
-    return conditions
-
-
-def _together(one: Conditions, other: Conditions) -> bool:
-    """Whether two heads with these conditions are ever used together."""
-    return all(one.values()) and all(choices & one.get(ancestor, choices) for ancestor, choices in other.items())
-
-
-def _users(head: Head, conditions: Mapping[str, Conditions]) -> Conditions:
-    """The heads whose use depends on the choice of ``head``, and the choices that use them."""
-    return {name: own[head.name] for name, own in conditions.items() if head.name in own}

@@ -52,24 +52,21 @@ def check_blueprints(indices: Tensor | None, batch: torch.Size, num_blueprints: 
         )
 
 
-def check_masks(heads: HeadTable, masks: Masks, batch: torch.Size, sizes: Mapping[str, int]) -> None:
+def check_masks(heads: HeadTable, masks: Masks, batch: torch.Size, num_slots: int) -> None:
     """``masks`` has every head, each ``None`` or bool ``[*batch, n]``, or ``[*batch, n_parent, n]`` with a parent."""
-    if masks.keys() != sizes.keys():
+    if masks.keys() != set(heads.names):
         raise ValueError(
-            f"expected a mask (or None) for each of the heads {list(sizes)}, got {list(masks)}; "
+            f"expected a mask (or None) for each of the heads {list(heads.names)}, got {list(masks)}; "
             "None allows every choice of a head"
         )
     for head in heads:
         mask = masks[head.name]
         if mask is None:
             continue
-        n = sizes[head.name]
-        plain = (*batch, n)
-        conditional = (*batch, sizes[head.parent], n) if head.parent else plain
-        if mask.dtype != torch.bool or tuple(mask.shape) not in (plain, conditional):
-            shapes = f"{list(plain)}" if head.parent is None else f"{list(plain)} or {list(conditional)}"
+        shapes = [[*batch, *shape] for shape in heads.mask_shapes(head.name, num_slots)]
+        if mask.dtype != torch.bool or list(mask.shape) not in shapes:
             raise ValueError(
-                f"head '{head.name}': expected a bool mask of shape {shapes} (True = allowed), "
+                f"head '{head.name}': expected a bool mask of shape {' or '.join(map(str, shapes))} (True = allowed), "
                 f"got {mask.dtype} {list(mask.shape)}"
             )
 

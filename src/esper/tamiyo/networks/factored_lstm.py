@@ -373,7 +373,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         checks.check_state(name, state, batch, state_dim, dtype, self.check_values)
         sizes = state.shape[:-1]
         checks.check_blueprints(blueprints, sizes, config.num_blueprints, config.num_slots > 0)
-        checks.check_masks(self.heads, masks, sizes, self.sizes(num_slots))
+        checks.check_masks(self.heads, masks, sizes, num_slots)
         if hidden is None:
             return self.initial_hidden(sizes[0])
         checks.check_hidden(hidden, (self.num_layers, sizes[0], config.hidden_dim), dtype)

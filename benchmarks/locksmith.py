@@ -21,7 +21,7 @@ from rich.table import Table
 from esper.simic import NetworkOptions, PPOConfig, TrainConfig, evaluate, train
 from esper.simic.locksmith import CEILINGS, Locksmith
 from esper.simic.spaces import EnvironmentAdapter
-from esper.simic.training.vectorized import make_policy
+from esper.simic.training.vectorized import make_bundle
 
 PPO = PPOConfig(learning_rate=2e-3, minibatches=8, gamma=0.5)
 """A reward follows its action at once, so little foresight is needed."""
@@ -43,7 +43,7 @@ def play(missing: str, seed: int, steps: int) -> float:
     envs = SyncVectorEnv([make] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
     network = NetworkOptions(recurrent=missing != "no memory")
     config = TrainConfig(seed=seed, total_steps=steps, ppo=PPO, network=network)
-    policy = make_policy(EnvironmentAdapter(envs), config)
+    policy = make_bundle(EnvironmentAdapter(envs), config)
     if missing == "independent heads":
         door = policy.network.tree.heads[0]
         door.conditioning.requires_grad_(False)

@@ -21,7 +21,7 @@ from esper.simic import NetworkOptions, PPOConfig, TrainConfig, evaluate, train
 from esper.simic.locksmith import CEILINGS, Locksmith
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.collector import Collector
-from esper.simic.training.vectorized import make_policy
+from esper.simic.training.vectorized import make_bundle
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 
@@ -138,7 +138,7 @@ def growth_over_500_episodes(kind: type[LSTMPolicyBundle]) -> tuple[int, int]:
     """Autograd nodes behind the hidden state after 500 episodes, and live tensors added over the last 400."""
     envs = make_envs("CartPole-v1", 8)
     adapter = EnvironmentAdapter(envs)
-    policy = make_policy(adapter, TrainConfig(network=NetworkOptions(hidden_dim=8, head_dim=8)))
+    policy = make_bundle(adapter, TrainConfig(network=NetworkOptions(hidden_dim=8, head_dim=8)))
     policy = kind(policy.network, observation_normalizer=policy.observation_normalizer)
     collector = Collector(envs, adapter, 32)
     collector.reset(policy, 0)
@@ -208,7 +208,7 @@ def locksmith_return(*, masked: bool = True, independent: bool = False, **networ
         network=NetworkOptions(**network),
     )
     envs = locksmiths(masked=masked)
-    policy = make_policy(EnvironmentAdapter(envs), config)
+    policy = make_bundle(EnvironmentAdapter(envs), config)
     if independent:
         silence(policy)
     train(envs, config=config, policy=policy)

@@ -26,7 +26,7 @@ from gymnasium.wrappers.vector import TransformObservation
 
 from esper.actions import HEADS
 from esper.heads import Head, HeadTable
-from esper.simic import Callback, NetworkOptions, Plan, PPOConfig, TrainConfig, evaluate, load_policy, train
+from esper.simic import Callback, NetworkOptions, Plan, PPOConfig, TrainConfig, evaluate, load_bundle, train
 from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.run_directory import RunDirectory
@@ -389,7 +389,7 @@ def test_a_run_directory_holds_everything(tree_world, tmp_path: Path) -> None:
     assert {p.name.split(".")[0] for p in tmp_path.iterdir()} == {"config", "metrics", "events", "checkpoint"}
     described = json.loads((tmp_path / "config.json").read_text())
     assert described["train"]["ppo"]["gamma"] == PPOConfig().gamma
-    assert torch.equal(weights(load_policy(tmp_path)), weights(result.policy))
+    assert torch.equal(weights(load_bundle(tmp_path)), weights(result.policy))
     assert comparable(rows(tmp_path)) == comparable(
         [{k: None if math.isnan(v) else v for k, v in row.items()} for row in result.metrics]
     )
@@ -434,7 +434,7 @@ def test_evaluation_plays_every_environments_share(tree_world, random_policy) ->
 
 def test_loading_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a run in"):
-        load_policy(tmp_path)
+        load_bundle(tmp_path)
 
 
 def test_damaged_checkpoints_are_named(tree_world, tmp_path: Path) -> None:
@@ -446,4 +446,4 @@ def test_damaged_checkpoints_are_named(tree_world, tmp_path: Path) -> None:
         RunDirectory(tmp_path).resume(config(updates=2))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json' cannot be read"):
-        load_policy(tmp_path)
+        load_bundle(tmp_path)

@@ -10,7 +10,7 @@ import gymnasium.error
 import tyro
 from rich.console import Console
 
-from esper.simic.evaluation import evaluate, load_policy
+from esper.simic.evaluation import evaluate, load_bundle
 from esper.simic.locksmith import register_environments
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.progress import Progress
@@ -57,7 +57,7 @@ class PPOCommand:
     def _read_policy(self) -> LSTMPolicyBundle:
         if self.run_dir is None:
             raise ValueError("--evaluate-only needs the --run-dir of a trained policy")
-        return load_policy(self.run_dir)
+        return load_bundle(self.run_dir)
 
     def _train(self, console: Console) -> LSTMPolicyBundle:
         progress = Progress(quiet=self.quiet, console=console)

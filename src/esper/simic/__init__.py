@@ -7,7 +7,7 @@ Example:
     (2,)
 """
 
-from esper.simic.evaluation import EvaluationResult, evaluate, load_policy
+from esper.simic.evaluation import EvaluationResult, evaluate, load_bundle
 from esper.simic.locksmith import register_environments
 from esper.simic.ppo import PPOConfig
 from esper.simic.training.callbacks import Callback, Plan
@@ -26,7 +26,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "evaluate",
-    "load_policy",
+    "load_bundle",
     "register_environments",
     "train",
 ]

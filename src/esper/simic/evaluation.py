@@ -91,7 +91,7 @@ def evaluate(
     )
 
 
-def load_policy(run_dir: str | os.PathLike[str]) -> LSTMPolicyBundle:
+def load_bundle(run_dir: str | os.PathLike[str]) -> LSTMPolicyBundle:
     """The policy in the last checkpoint of a run directory.
 
     Raises:

@@ -156,7 +156,7 @@ class Trainer:
         if policy is not None and heads is None:
             heads = policy.heads
         adapters = [EnvironmentAdapter(each, heads, device) for each in envs]
-        self.policy = policy or make_policy(adapters[0], config)
+        self.policy = policy or make_bundle(adapters[0], config)
         self.policy.network.to(device)
         self._check_alike(adapters)
         self.collectors = [Collector(e, a, config.num_steps) for e, a in zip(envs, adapters, strict=True)]
@@ -344,7 +344,7 @@ class Trainer:
             collector.reset(self.policy, self._env_seed(i))
 
 
-def make_policy(adapter: EnvironmentAdapter, config: TrainConfig) -> LSTMPolicyBundle:
+def make_bundle(adapter: EnvironmentAdapter, config: TrainConfig) -> LSTMPolicyBundle:
     """A new policy for the environments behind ``adapter``; the seed decides its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

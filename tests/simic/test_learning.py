@@ -112,7 +112,9 @@ class Careless(LSTMPolicyBundle):
     def act(self, inputs, hidden, deterministic=False, generator=None):
         with torch.enable_grad():
             features = self._normalized("features", inputs.features)
-            return self.network.get_action(features, inputs.indices, inputs.masks, hidden, deterministic, generator)
+            return self.network.get_action(
+                features, inputs.blueprint_indices, inputs.masks, hidden, deterministic, generator
+            )
 
     def initial_hidden(self, batch_size):
         return self.network.initial_hidden(batch_size)

@@ -66,7 +66,7 @@ def test_features_are_the_flattened_observation(space: spaces.Space, size: int) 
     rows = list(gym.vector.utils.iterate(envs.observation_space, observation))
     expected = np.stack([spaces.flatten(space, row) for row in rows])
     torch.testing.assert_close(inputs.features, torch.from_numpy(expected.astype(np.float32)))
-    assert inputs.indices is None
+    assert inputs.blueprint_indices is None
     assert inputs.masks == {"action": None}
 
 
@@ -322,7 +322,7 @@ def test_slots_become_indices() -> None:
     observation, infos = envs.reset(seed=0)
     assert adapter.num_slots == 2
     assert adapter.state_dim == 4
-    assert adapter.encode(observation, infos).indices.tolist() == observation["blueprints"].tolist()
+    assert adapter.encode(observation, infos).blueprint_indices.tolist() == observation["blueprints"].tolist()
 
 
 def test_environments_are_made_by_id() -> None:

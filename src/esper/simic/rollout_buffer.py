@@ -64,7 +64,7 @@ class SequenceBatch(NamedTuple):
     """B lines of length L with one or more sequences each. Padding allows every choice and is not ``valid``."""
 
     inputs: PolicyInput
-    """features [B, L, D], indices [B, L, S], masks {head: [B, L, ...] or None}."""
+    """features [B, L, D], blueprint_indices [B, L, S], masks {head: [B, L, ...] or None}."""
     hidden: Hidden
     """The stored hidden state each line begins with, [layers, B, width]."""
     actions: dict[str, Tensor]
@@ -118,8 +118,8 @@ class RolloutBuffer:
 
         Names: ``features``, ``actions``, ``log_probs`` and ``entropies`` [T, K, H], ``chosen_values``,
         ``state_values``, ``rewards``, ``terminated``, ``truncated``, ``episode_starts``, ``valid``, ``hidden_0`` and
-        ``hidden_1`` [T, layers, K, width]; with slots ``indices``; after same-step autoreset ``final_values``; where
-        another policy drew the actions ``likelihood_ratios``.
+        ``hidden_1`` [T, layers, K, width]; with slots ``blueprint_indices``; after same-step autoreset
+        ``final_values``; where another policy drew the actions ``likelihood_ratios``.
         """
         return self._rows[name]
 
@@ -170,8 +170,8 @@ class RolloutBuffer:
             "episode_starts": transition.episode_starts,
             "valid": transition.valid,
         }
-        if transition.inputs.indices is not None:
-            rows["indices"] = transition.inputs.indices
+        if transition.inputs.blueprint_indices is not None:
+            rows["blueprint_indices"] = transition.inputs.blueprint_indices
         if transition.final_values is not None:
             rows["final_values"] = transition.final_values
         if transition.likelihood_ratios is not None:
@@ -235,7 +235,7 @@ class RolloutBuffer:
         for head in self.heads:
             mask = self._masks.get(head.name)
             if mask is None:
-                size = head.num_choices or self["indices"].shape[-1]
+                size = head.num_choices or self["blueprint_indices"].shape[-1]
                 counts.append(torch.full_like(choices[head.name], size))
             else:
                 counts.append(self.heads.allowed(head.name, mask, choices).sum(-1))
@@ -281,7 +281,13 @@ class RolloutBuffer:
         # Rows of one sequence are contiguous, so the running count of beginnings numbers them.
         number = begins.flatten().cumsum(0) - 1
         length = torch.bincount(number[valid.flatten()], minlength=len(start))
-        return Sequences(self, environment, start, length, self["episode_starts"][start, environment])
+        return Sequences(
+            rollout=self,
+            environment=environment,
+            start=start,
+            length=length,
+            begins_episode=self["episode_starts"][start, environment],
+        )
 
     def gather(self, layout: Layout) -> SequenceBatch:
         """The rows of this rollout in the given layout."""
@@ -302,7 +308,7 @@ class RolloutBuffer:
         return SequenceBatch(
             inputs=PolicyInput(
                 features=padded(self["features"], 0.0),
-                indices=padded(self["indices"], -1) if "indices" in self._rows else None,
+                blueprint_indices=padded(self["blueprint_indices"], -1) if "blueprint_indices" in self._rows else None,
                 masks=masks,
             ),
             hidden=(

@@ -22,7 +22,7 @@ from esper.tamiyo.policy.lstm_bundle import PolicyInput
 MASK = "action_mask"
 """Key of the mask in a Dict observation or in ``infos``."""
 SLOTS = "blueprints"
-"""Key of the slot indices in a Dict observation."""
+"""Key of the blueprint indices in a Dict observation."""
 
 _OBSERVATIONS = (
     "supported observations are Box of at most 2 dimensions, Discrete, MultiDiscrete, MultiBinary, "
@@ -206,11 +206,12 @@ class EnvironmentAdapter:
         if ignore is not None:
             features[ignore] = 0.0
         self._check_finite(features)
-        return PolicyInput(
-            features=torch.from_numpy(features).to(self.device),
-            indices=torch.from_numpy(np.array(entries[SLOTS], np.int64)).to(self.device) if self.num_slots else None,
+        inputs = PolicyInput(
+            features=torch.from_numpy(features),
+            blueprint_indices=torch.from_numpy(np.array(entries[SLOTS], np.int64)) if self.num_slots else None,
             masks=self._encode_masks(self._mask_source(entries, infos), rows, ignore),
         )
+        return inputs.map(lambda x: x.to(self.device))
 
     def encode_final(self, infos: Mapping[str, Any], rows: np.ndarray) -> PolicyInput:
         """Inputs [len(rows), ...] for the final observations of these environments, after same-step autoreset."""
@@ -298,7 +299,7 @@ class EnvironmentAdapter:
             mask = mask.astype(bool)
             if ignore is not None:
                 mask[ignore] = True
-            encoded[name] = torch.from_numpy(mask).to(self.device)
+            encoded[name] = torch.from_numpy(mask)
         return encoded
 
     def _check_mask(self, name: str, mask: np.ndarray, rows: int) -> None:

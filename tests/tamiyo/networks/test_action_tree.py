@@ -23,9 +23,9 @@ Network = FactoredRecurrentActorCritic
 def evaluate(network: Network, inputs: PolicyInput, actions: dict[str, Tensor]) -> Evaluation:
     """Evaluate single steps ``[B]`` as sequences of one."""
     masks = {name: None if mask is None else mask[:, None] for name, mask in inputs.masks.items()}
-    assert inputs.indices is not None
+    assert inputs.blueprint_indices is not None
     single = {name: action[:, None] for name, action in actions.items()}
-    return network.evaluate_actions(inputs.features[:, None], inputs.indices[:, None], single, masks)
+    return network.evaluate_actions(inputs.features[:, None], inputs.blueprint_indices[:, None], single, masks)
 
 
 def used_by_table(choices: dict[str, int], heads: HeadTable = HEADS) -> set[str]:
@@ -129,9 +129,9 @@ def test_what_is_stored_for_an_unused_head_is_not_read(network: Network, make_in
 def reference_log_probs(network: Network, inputs: PolicyInput, row: int, choices: dict[str, int], floor: float) -> dict:
     """Log-probabilities of one action from the weights, one head after the other, with no batch and no tricks."""
     tree, sizes = network.tree, HEADS.sizes(3)
-    assert inputs.indices is not None
+    assert inputs.blueprint_indices is not None
     core, slots, _ = network._core(
-        inputs.features[row : row + 1, None], inputs.indices[row : row + 1, None], network.initial_hidden(1)
+        inputs.features[row : row + 1, None], inputs.blueprint_indices[row : row + 1, None], network.initial_hidden(1)
     )
     assert slots is not None
     used = used_by_table(choices)

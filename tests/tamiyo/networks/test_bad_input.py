@@ -31,7 +31,7 @@ def step(make_input: MakeInput) -> Callable[[int], Arguments]:
         inputs = make_input(batch)
         return {
             "state": inputs.features,
-            "blueprint_indices": inputs.indices,
+            "blueprint_indices": inputs.blueprint_indices,
             "masks": dict(inputs.masks),
             "hidden": NETWORK.initial_hidden(batch),
         }
@@ -46,11 +46,11 @@ def sequences(make_input: MakeInput) -> Callable[[int, int], Arguments]:
     def make(batch: int, steps: int) -> Arguments:
         inputs = make_input(batch, steps)
         flat = {name: None if mask is None else mask.flatten(0, 1) for name, mask in inputs.masks.items()}
-        assert inputs.indices is not None
-        output = NETWORK.get_action(inputs.features.flatten(0, 1), inputs.indices.flatten(0, 1), flat)
+        assert inputs.blueprint_indices is not None
+        output = NETWORK.get_action(inputs.features.flatten(0, 1), inputs.blueprint_indices.flatten(0, 1), flat)
         return {
             "states": inputs.features,
-            "blueprint_indices": inputs.indices,
+            "blueprint_indices": inputs.blueprint_indices,
             "actions": {name: action.view(batch, steps) for name, action in output.actions.items()},
             "masks": dict(inputs.masks),
             "hidden": NETWORK.initial_hidden(batch),

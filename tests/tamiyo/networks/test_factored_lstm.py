@@ -27,15 +27,12 @@ PLAIN = HeadTable([Head("move", 3), Head("speed", 4, used_when={"move": (1, 2)})
 
 def at(inputs: PolicyInput, step: int) -> PolicyInput:
     """One step of a sequence."""
-    masks = {name: None if mask is None else mask[:, step] for name, mask in inputs.masks.items()}
-    return PolicyInput(inputs.features[:, step], None if inputs.indices is None else inputs.indices[:, step], masks)
+    return inputs.map(lambda x: x[:, step])
 
 
 def between(inputs: PolicyInput, start: int, end: int) -> PolicyInput:
     """A part of a sequence."""
-    masks = {name: None if mask is None else mask[:, start:end] for name, mask in inputs.masks.items()}
-    indices = None if inputs.indices is None else inputs.indices[:, start:end]
-    return PolicyInput(inputs.features[:, start:end], indices, masks)
+    return inputs.map(lambda x: x[:, start:end])
 
 
 def roll(network: Network, inputs: PolicyInput, hidden: Any = None) -> tuple[list[ActionOutput], dict[str, Tensor]]:
@@ -89,7 +86,7 @@ def test_one_op_is_the_action_the_value_and_the_condition_over_10_000_rows(
     # The other heads are conditioned on this op: judged after it, they get the log-probs they were drawn with.
     masks = {name: None if mask is None else mask[:, None] for name, mask in inputs.masks.items()}
     actions = {name: action[:, None] for name, action in output.actions.items()}
-    evaluation = network.evaluate_actions(inputs.features[:, None], inputs.indices[:, None], actions, masks)
+    evaluation = network.evaluate_actions(inputs.features[:, None], inputs.blueprint_indices[:, None], actions, masks)
     assert torch.equal(evaluation.used["slot"][:, 0], op != 0)
     for name in HEAD_NAMES:
         torch.testing.assert_close(evaluation.log_probs[name][:, 0], output.log_probs[name], atol=1e-5, rtol=0)
@@ -160,7 +157,9 @@ def test_the_state_value_is_the_expectation_of_q_over_allowed_ops(network: Netwo
         chosen = torch.where(allowed, op, output.sampled_op)[:, None]
         actions = {name: torch.zeros(300, 1, dtype=torch.int64) for name in HEAD_NAMES} | {"op": chosen}
         masks |= {"style": None, "tempo": None, "alpha_target": None}
-        evaluation = network.evaluate_actions(inputs.features[:, None], inputs.indices[:, None], actions, masks)
+        evaluation = network.evaluate_actions(
+            inputs.features[:, None], inputs.blueprint_indices[:, None], actions, masks
+        )
         probability = evaluation.log_probs["op"][:, 0].double().exp() * allowed
         mass += probability.detach()
         expected += (probability * evaluation.values[:, 0]).detach()
@@ -179,7 +178,7 @@ def test_an_update_sees_what_the_rollout_saw(
     network = sharpen(FactoredRecurrentActorCritic(recurrent=recurrent, probability_floor=floor))
     inputs = make_input(5, 12)
     outputs, actions = roll(network, inputs)
-    evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
+    evaluation = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
     assert_same(network, inputs, outputs, evaluation)
     log_probs, entropy, values, hidden = evaluation
     assert log_probs is evaluation.log_probs
@@ -206,8 +205,8 @@ def test_padding_after_a_sequence_changes_nothing(network: Network, make_input: 
     _, actions = roll(network, inputs)
     short = {name: action[:, :5] for name, action in actions.items()}
     part = between(inputs, 0, 5)
-    whole = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
-    cut = network.evaluate_actions(part.features, part.indices, short, part.masks)
+    whole = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
+    cut = network.evaluate_actions(part.features, part.blueprint_indices, short, part.masks)
     for name in HEAD_NAMES:
         torch.testing.assert_close(whole.log_probs[name][:, :5], cut.log_probs[name], atol=1e-6, rtol=0)
 
@@ -221,7 +220,7 @@ def laid_out(inputs: PolicyInput, actions: dict[str, Tensor]) -> tuple[PolicyInp
     masks = {name: None if mask is None else line(mask) for name, mask in inputs.masks.items()}
     gaps = torch.zeros(inputs.features.shape[0], inputs.features.shape[1] + 1, dtype=torch.bool)
     gaps[:, -1] = True
-    in_line = PolicyInput(line(inputs.features), line(inputs.indices), masks)
+    in_line = PolicyInput(line(inputs.features), line(inputs.blueprint_indices), masks)
     return in_line, {name: line(action) for name, action in actions.items()}, gaps.view(1, -1)
 
 
@@ -233,7 +232,7 @@ def test_sequences_with_gaps_between_them_stay_apart(
     inputs = make_input(4, 6)
     outputs, actions = roll(network, inputs)
     line, line_actions, gaps = laid_out(inputs, actions)
-    evaluation = network.evaluate_actions(line.features, line.indices, line_actions, line.masks, None, gaps)
+    evaluation = network.evaluate_actions(line.features, line.blueprint_indices, line_actions, line.masks, None, gaps)
     for name in HEAD_NAMES:
         rolled = torch.stack([o.log_probs[name] for o in outputs], 1)
         evaluated = evaluation.log_probs[name].view(4, 7)[:, :6]
@@ -248,7 +247,7 @@ def test_no_gradient_crosses_a_gap(network: Network, make_input: MakeInput) -> N
     _, actions = roll(network, inputs)
     line, line_actions, gaps = laid_out(inputs, actions)
     states = line.features.clone().requires_grad_()
-    evaluation = network.evaluate_actions(states, line.indices, line_actions, line.masks, None, gaps)
+    evaluation = network.evaluate_actions(states, line.blueprint_indices, line_actions, line.masks, None, gaps)
     (gradient,) = torch.autograd.grad(evaluation.values[:, 6:].sum(), states)
     assert (gradient[:, :6] == 0).all()
     assert (gradient[:, 6:11] != 0).any(-1).all()
@@ -283,7 +282,7 @@ def test_one_step_of_a_batch_does_not_depend_on_the_other_rows(network: Network,
     inputs = make_input(16)
     whole = network.get_action(*inputs, deterministic=True)
     masks = {name: None if mask is None else mask[3:4] for name, mask in inputs.masks.items()}
-    alone = network.get_action(inputs.features[3:4], inputs.indices[3:4], masks, deterministic=True)
+    alone = network.get_action(inputs.features[3:4], inputs.blueprint_indices[3:4], masks, deterministic=True)
     torch.testing.assert_close(alone.op_values[0], whole.op_values[3], atol=1e-5, rtol=0)
     assert all(alone.actions[name][0] == whole.actions[name][3] for name in HEAD_NAMES)
 
@@ -298,7 +297,7 @@ def test_values_train_the_q_of_the_stored_op_and_leave_the_policy_heads_alone(
     _, actions = roll(network, inputs)
     for pick in ("values", "state_values"):
         network.zero_grad()
-        evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
+        evaluation = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
         getattr(evaluation, pick).sum().backward()
         assert all(p.grad is None or (p.grad == 0).all() for p in network.tree.parameters()), pick
         assert (network.critic.weight.grad != 0).any()
@@ -308,7 +307,7 @@ def test_values_train_the_q_of_the_stored_op_and_leave_the_policy_heads_alone(
 def test_gradients_reach_every_part(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(64, 4)
     _, actions = roll(network, inputs)
-    evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
+    evaluation = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
     (sum(x.sum() for x in evaluation.log_probs.values()) + evaluation.values.sum()).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -322,7 +321,7 @@ def test_logits_masked_in_every_row_get_exactly_zero_gradient(network: Network, 
     inputs.masks["op"][..., 1] = True
     inputs.masks["style"] = torch.tensor([True, False, True]).expand(32, 4, 3)
     _, actions = roll(network, inputs)
-    evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
+    evaluation = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
     loss = sum(evaluation.log_probs[h].sum() + evaluation.entropy[h].pow(2).sum() for h in HEAD_NAMES)
     loss.backward()
     bias = dict(zip(HEAD_NAMES, network.tree.output.bias.grad.split(network.tree.output_sizes), strict=True))
@@ -337,7 +336,7 @@ def test_low_precision_autocast(network: Network, make_input: MakeInput, dtype: 
     with torch.autocast("cpu", dtype=dtype):
         # Autocast keeps low-precision weights; made without gradients, they must not be used for the update.
         _, actions = roll(network, inputs)
-        evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
+        evaluation = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
         loss = sum(x.sum() for x in evaluation.log_probs.values()) + evaluation.values.pow(2).sum()
     assert evaluation.values.dtype == torch.float32
     assert all(x.dtype == torch.float32 for x in evaluation.log_probs.values())
@@ -379,7 +378,7 @@ def test_without_gradients_the_results_are_ordinary_tensors(network: Network, ma
     actions = {name: action[:, None] for name, action in output.actions.items()}
     evaluation = network.evaluate_actions(
         inputs.features[:, None],
-        inputs.indices[:, None],
+        inputs.blueprint_indices[:, None],
         actions,
         masks,
         output.hidden,
@@ -399,14 +398,14 @@ def test_get_action_carries_gradients_where_they_are_enabled(network: Network, m
 
 def permuted(inputs: PolicyInput, order: Tensor) -> PolicyInput:
     """The same run with its slots in another order."""
-    assert inputs.indices is not None
-    *batch, slots = inputs.indices.shape
+    assert inputs.blueprint_indices is not None
+    *batch, slots = inputs.blueprint_indices.shape
     run, rest = inputs.features[..., :RUN_SIZE], inputs.features[..., RUN_SIZE:]
     rest = rest.view(*batch, slots, SLOT_SIZE)[..., order, :].flatten(-2)
     masks = dict(inputs.masks)
     masks["slot"] = masks["slot"][..., order]
     masks["blueprint"] = masks["blueprint"][..., order, :]
-    return PolicyInput(torch.cat([run, rest], -1), inputs.indices[..., order], masks)
+    return PolicyInput(torch.cat([run, rest], -1), inputs.blueprint_indices[..., order], masks)
 
 
 @pytest.mark.parametrize("slots", [3, 8])
@@ -415,11 +414,11 @@ def test_permuting_the_slots_permutes_the_answer(network: Network, make_input: M
     _, actions = roll(network, inputs)
     order = torch.randperm(slots)
     place = order.argsort()
-    evaluation = network.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks)
+    evaluation = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
     moved = permuted(inputs, order)
     used = evaluation.used["slot"]
     moved_actions = actions | {"slot": torch.where(used, place[actions["slot"]], 0)}
-    again = network.evaluate_actions(moved.features, moved.indices, moved_actions, moved.masks)
+    again = network.evaluate_actions(moved.features, moved.blueprint_indices, moved_actions, moved.masks)
     assert used.any()
     for name in HEAD_NAMES:
         torch.testing.assert_close(again.log_probs[name], evaluation.log_probs[name], atol=1e-5, rtol=0)
@@ -438,7 +437,7 @@ def test_one_set_of_weights_runs_any_number_of_slots(network: Network, make_inpu
             other,
             inputs,
             outputs,
-            other.evaluate_actions(inputs.features, inputs.indices, actions, inputs.masks),
+            other.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks),
         )
         assert slots == 1 or (actions["slot"] > 0).any()
 
@@ -446,7 +445,7 @@ def test_one_set_of_weights_runs_any_number_of_slots(network: Network, make_inpu
 def test_the_answer_depends_on_the_slot_and_its_blueprint(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(1)
     base = network.get_action(*inputs, deterministic=True).op_values
-    assert inputs.indices is not None
+    assert inputs.blueprint_indices is not None
     seen = {
         tuple(network.get_action(inputs.features, torch.tensor([[b, -1, 4]]), inputs.masks).op_values[0].tolist())
         for b in range(-1, 13)
@@ -454,7 +453,7 @@ def test_the_answer_depends_on_the_slot_and_its_blueprint(network: Network, make
     assert len(seen) == 14
     features = inputs.features.clone()
     features[0, -1] += 1.0
-    assert not torch.equal(network.get_action(features, inputs.indices, inputs.masks).op_values, base)
+    assert not torch.equal(network.get_action(features, inputs.blueprint_indices, inputs.masks).op_values, base)
 
 
 # Construction
@@ -510,7 +509,7 @@ def test_the_networks_know_nothing_of_what_growth_shows(path: Path) -> None:
 def test_the_first_policy_is_nearly_uniform(make_input: MakeInput) -> None:
     inputs = make_input(64)
     free = dict.fromkeys(HEAD_NAMES)
-    log_probs = FactoredRecurrentActorCritic().get_action(inputs.features, inputs.indices, free).log_probs
+    log_probs = FactoredRecurrentActorCritic().get_action(inputs.features, inputs.blueprint_indices, free).log_probs
     uniform = torch.tensor(6.0).log()
     torch.testing.assert_close(log_probs["op"], -uniform.expand(64), atol=0.1, rtol=0)
 

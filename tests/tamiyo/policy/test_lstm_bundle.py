@@ -34,9 +34,7 @@ def bundle(network: Network) -> LSTMPolicyBundle:
 
 def sequence(inputs: PolicyInput) -> PolicyInput:
     """Single steps as sequences of one."""
-    assert inputs.indices is not None
-    masks = {name: None if mask is None else mask[:, None] for name, mask in inputs.masks.items()}
-    return PolicyInput(inputs.features[:, None], inputs.indices[:, None], masks)
+    return inputs.map(lambda x: x[:, None])
 
 
 def gradients(bundle: LSTMPolicyBundle, inputs: PolicyInput, hidden: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -55,7 +53,7 @@ def gradients(bundle: LSTMPolicyBundle, inputs: PolicyInput, hidden: tuple[Tenso
 
 def test_get_value_carries_no_gradient(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
     inputs = make_input(8)
-    value = bundle.get_value(inputs.features, bundle.initial_hidden(8), inputs.indices, inputs.masks)
+    value = bundle.get_value(inputs.features, bundle.initial_hidden(8), inputs.blueprint_indices, inputs.masks)
     assert value.shape == (8,)
     assert not value.requires_grad
     assert value.is_inference()
@@ -67,7 +65,7 @@ def test_get_value_carries_no_gradient(bundle: LSTMPolicyBundle, make_input: Mak
 def test_get_value_is_the_expectation_of_q_under_the_policy(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
     inputs = make_input(200)
     hidden = bundle.act(inputs, bundle.initial_hidden(200)).hidden
-    value = bundle.get_value(inputs.features, hidden, inputs.indices, inputs.masks)
+    value = bundle.get_value(inputs.features, hidden, inputs.blueprint_indices, inputs.masks)
     output = bundle.act(inputs, hidden)
     torch.testing.assert_close(value, output.state_value, atol=1e-5, rtol=0)
     expected = torch.zeros(200)
@@ -84,9 +82,9 @@ def test_get_value_is_the_expectation_of_q_under_the_policy(bundle: LSTMPolicyBu
 def test_get_value_without_masks_allows_every_op(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
     inputs = make_input(5)
     hidden = bundle.initial_hidden(5)
-    free = bundle.get_value(inputs.features, hidden, inputs.indices)
-    explicit = bundle.get_value(inputs.features, hidden, inputs.indices, dict.fromkeys(HEAD_NAMES))
-    masked = bundle.get_value(inputs.features, hidden, inputs.indices, inputs.masks)
+    free = bundle.get_value(inputs.features, hidden, inputs.blueprint_indices)
+    explicit = bundle.get_value(inputs.features, hidden, inputs.blueprint_indices, dict.fromkeys(HEAD_NAMES))
+    masked = bundle.get_value(inputs.features, hidden, inputs.blueprint_indices, inputs.masks)
     assert torch.equal(free, explicit)
     assert not torch.equal(free, masked)
 
@@ -163,8 +161,8 @@ def test_features_are_normalised_wherever_they_enter(network: Network, make_inpu
     hidden = bundle.initial_hidden(7)
     output, expected = bundle.act(raw, hidden, True), plain.act(done, hidden, True)
     assert torch.equal(output.op_values, expected.op_values)
-    value = bundle.get_value(raw.features, hidden, raw.indices, raw.masks)
-    assert torch.equal(value, plain.get_value(done.features, hidden, done.indices, done.masks))
+    value = bundle.get_value(raw.features, hidden, raw.blueprint_indices, raw.masks)
+    assert torch.equal(value, plain.get_value(done.features, hidden, done.blueprint_indices, done.masks))
     actions = {name: action[:, None] for name, action in output.actions.items()}
     start = (hidden[0].clone(), hidden[1].clone())
     evaluation = bundle.evaluate_actions(sequence(raw), actions, start)

@@ -74,7 +74,7 @@ def test_one_file_drives_a_host_of_any_number_of_slots(slots):
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
         growth.step(evaluate)
-    assert [inputs.indices.shape for inputs in seen] == [(1, slots)] * 7  # the last step decides nothing
+    assert [inputs.blueprint_indices.shape for inputs in seen] == [(1, slots)] * 7  # the last step decides nothing
     assert all(torch.isfinite(answer.op_values).all() for answer in answers)
     assert torch.isfinite(model(x)).all()
 

@@ -29,7 +29,6 @@ from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
 from esper.simic.training.hindsight import OTHER_OBJECTIVE, Hindsight
 from esper.simic.training.stepping import emptied, final_values, value
-from esper.tamiyo.networks.checks import Hidden
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
 EPISODE_METRICS = "episode_metrics"
@@ -91,7 +90,7 @@ class Collector:
         self._rewards = np.zeros(k)
         self._lengths = np.zeros(k, dtype=np.int64)
         if OTHER_OBJECTIVE in infos:
-            self.hindsight = Hindsight(self.adapter, self.buffer.num_steps, k, infos, policy)
+            self.hindsight = Hindsight(self.adapter, self.buffer.num_steps, infos, policy)
 
     # ------------------------------------------------------------------ a rollout
 
@@ -126,7 +125,9 @@ class Collector:
             on_step()
         self.buffer.finish(value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale, paired=paired)
         if self.hindsight is not None:
-            self.hindsight.finish(policy, self._inputs, gamma, gae_lambda, reward_scale, paired=paired)
+            self.hindsight.finish(
+                policy, self._inputs, gamma=gamma, gae_lambda=gae_lambda, reward_scale=reward_scale, paired=paired
+            )
         return self.buffer
 
     def _step(self, policy: LSTMPolicyBundle, generator: torch.Generator, deterministic: bool) -> None:
@@ -150,20 +151,21 @@ class Collector:
         )
         self.buffer.add(transition)
         self._note_episodes(rewards, valid, terminated | truncated, infos)
-        self._advance(observation, infos, terminated, truncated, output.hidden)
+        self._hidden = output.hidden
+        self._advance(observation, infos, terminated, truncated)
         if self.hindsight is not None:
             ignore = terminated if self.next_step else None
             self.hindsight.add(policy, transition, infos, begins=self._episode_starts, ignore=ignore)
 
     def _advance(
-        self, observation: Any, infos: Mapping[str, Any], terminated: np.ndarray, truncated: np.ndarray, hidden: Hidden
+        self, observation: Any, infos: Mapping[str, Any], terminated: np.ndarray, truncated: np.ndarray
     ) -> None:
         """Be ready for the next step."""
         ended = terminated | truncated
         self._episode_starts = self._resetting if self.next_step else ended
         self._resetting = ended if self.next_step else np.zeros_like(ended)
         self._inputs = self.adapter.encode(observation, infos, ignore=terminated if self.next_step else None)
-        self._hidden = emptied(hidden, self._episode_starts)
+        self._hidden = emptied(self._hidden, self._episode_starts)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.adapter.device)
@@ -217,12 +219,7 @@ class Collector:
         """Go on from ``state``, for environments that are :attr:`resumable`."""
         self.envs.load_state_dict(state["envs"])  # type: ignore[attr-defined]
         device = self.adapter.device
-        inputs = PolicyInput(**state["inputs"])
-        self._inputs = PolicyInput(
-            features=inputs.features.to(device),
-            indices=None if inputs.indices is None else inputs.indices.to(device),
-            masks={head: None if mask is None else mask.to(device) for head, mask in inputs.masks.items()},
-        )
+        self._inputs = PolicyInput(**state["inputs"]).map(lambda x: x.to(device))
         self._hidden = (state["hidden"][0].to(device), state["hidden"][1].to(device))
         self._episode_starts, self._resetting = state["episode_starts"], state["resetting"]
         self._rewards, self._lengths = state["rewards"], state["lengths"]

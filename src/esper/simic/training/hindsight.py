@@ -39,23 +39,17 @@ class Hindsight:
     Args:
         adapter: Between the environments and the policy.
         num_steps: T, steps of one rollout.
-        num_envs: K.
         infos: Of the reset.
         policy: The policy that will act.
     """
 
     def __init__(
-        self,
-        adapter: EnvironmentAdapter,
-        num_steps: int,
-        num_envs: int,
-        infos: Mapping[str, Any],
-        policy: LSTMPolicyBundle,
+        self, adapter: EnvironmentAdapter, num_steps: int, infos: Mapping[str, Any], policy: LSTMPolicyBundle
     ) -> None:
         self.adapter = adapter
-        self.buffer = RolloutBuffer(num_steps, num_envs, adapter.heads)
+        self.buffer = RolloutBuffer(num_steps, adapter.num_envs, adapter.heads)
         self.features = self._features(infos)
-        self.hidden = policy.network.initial_hidden(num_envs)
+        self.hidden = policy.network.initial_hidden(adapter.num_envs)
 
     def add(
         self,
@@ -81,7 +75,7 @@ class Hindsight:
         if seen.final_values is not None:
             cut = (seen.truncated & ~seen.terminated).cpu().numpy()
             final = self._features(infos["final_info"]) if cut.any() else None
-            values = final_values(policy, self.adapter, output.hidden, cut, infos, final)
+            values = final_values(policy, self.adapter, output.hidden, cut, infos, features=final)
         rewards = self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["rewards"], dtype=np.float32))
         self.buffer.add(
             replace(
@@ -101,10 +95,10 @@ class Hindsight:
         self,
         policy: LSTMPolicyBundle,
         following: PolicyInput,
+        *,
         gamma: float,
         gae_lambda: float,
         reward_scale: float,
-        *,
         paired: bool,
     ) -> None:
         """Compute the advantages as :meth:`RolloutBuffer.finish`; ``following`` is what the last step led to."""
@@ -114,12 +108,7 @@ class Hindsight:
     @torch.no_grad()
     def _judged(self, policy: LSTMPolicyBundle, seen: Transition) -> ActionOutput:
         """What the policy makes of the actions taken, under the other objective."""
-        indices, masks = seen.inputs.indices, seen.inputs.masks
-        sequences = PolicyInput(
-            features=self.features[:, None],
-            indices=None if indices is None else indices[:, None],
-            masks={head: None if mask is None else mask[:, None] for head, mask in masks.items()},
-        )
+        sequences = seen.inputs._replace(features=self.features).map(lambda x: x[:, None])
         actions = seen.output.actions
         found = policy.evaluate_actions(sequences, {h: a[:, None] for h, a in actions.items()}, self.hidden)
         return ActionOutput(

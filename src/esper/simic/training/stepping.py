@@ -27,7 +27,7 @@ def emptied(hidden: Hidden, begins: np.ndarray) -> Hidden:
 
 def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: Hidden) -> Tensor:
     """V, [K]."""
-    return policy.get_value(inputs.features, hidden, inputs.indices, inputs.masks)
+    return policy.get_value(inputs.features, hidden, inputs.blueprint_indices, inputs.masks)
 
 
 def final_values(

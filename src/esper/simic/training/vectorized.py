@@ -259,7 +259,9 @@ class Trainer:
             group["lr"] = config.learning_rate * remaining
         reward_scale = 1.0 if self.reward_scaler is None else self.reward_scaler.scale
         in_hindsight = [c.hindsight.buffer for c in self.collectors if c.hindsight is not None]
-        learned = ppo.update(self.policy, self.optimizer, [*rollouts, *in_hindsight], config, self.generator)
+        learned = ppo.update(
+            self.policy, self.optimizer, [*rollouts, *in_hindsight], config=config, generator=self.generator
+        )
         self._observe(rollouts)
         self.updates += 1
         now = time.perf_counter()

@@ -15,7 +15,7 @@ Hidden = tuple[Tensor, Tensor]
 
 
 def check_state(
-    name: str, state: Tensor, batch: tuple[str, ...], state_dim: int, dtype: torch.dtype, values: bool
+    name: str, state: Tensor, batch: tuple[str, ...], state_dim: int, *, dtype: torch.dtype, values: bool
 ) -> None:
     """``state`` is of type ``dtype`` and shape ``[*batch, state_dim]``; with ``values``, it is finite too."""
     if state.ndim != len(batch) + 1 or state.shape[-1] != state_dim or 0 in state.shape:
@@ -34,18 +34,27 @@ def check_finite(name: str, state: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {state[tuple(row)].item()} at index {row}; look at its source")
 
 
-def check_blueprints(indices: Tensor | None, batch: torch.Size, num_blueprints: int, uses_slots: bool) -> None:
-    """``indices`` is int64 ``[*batch, S]`` from −1 (empty) to ``num_blueprints − 1``."""
+def check_blueprint_indices(
+    blueprint_indices: Tensor | None, batch: torch.Size, num_blueprints: int, uses_slots: bool
+) -> None:
+    """``blueprint_indices`` is int64 ``[*batch, S]`` from −1 (empty) to ``num_blueprints − 1``."""
     if not uses_slots:
-        if indices is not None and indices.shape[-1] != 0:
-            raise ValueError(f"expected no blueprint_indices for a network without slots, got {list(indices.shape)}")
+        if blueprint_indices is not None and blueprint_indices.shape[-1] != 0:
+            raise ValueError(
+                f"expected no blueprint_indices for a network without slots, got {list(blueprint_indices.shape)}"
+            )
         return
-    if indices is None or indices.ndim != len(batch) + 1 or indices.shape[:-1] != batch or indices.shape[-1] == 0:
-        got = "None" if indices is None else list(indices.shape)
+    if (
+        blueprint_indices is None
+        or blueprint_indices.ndim != len(batch) + 1
+        or blueprint_indices.shape[:-1] != batch
+        or blueprint_indices.shape[-1] == 0
+    ):
+        got = "None" if blueprint_indices is None else list(blueprint_indices.shape)
         raise ValueError(f"expected blueprint_indices of shape [{', '.join(map(str, batch))}, S], got {got}")
-    if indices.dtype != torch.int64:
-        raise ValueError(f"expected blueprint_indices of type torch.int64, got {indices.dtype}")
-    low, high = (int(x) for x in torch.aminmax(indices))
+    if blueprint_indices.dtype != torch.int64:
+        raise ValueError(f"expected blueprint_indices of type torch.int64, got {blueprint_indices.dtype}")
+    low, high = (int(x) for x in torch.aminmax(blueprint_indices))
     if low < -1 or high >= num_blueprints:
         raise ValueError(
             f"blueprint_indices must be from -1 (empty slot) to {num_blueprints - 1}, got {low if low < -1 else high}"

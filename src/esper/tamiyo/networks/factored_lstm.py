@@ -205,7 +205,7 @@ class FactoredRecurrentActorCritic(nn.Module):
             ValueError: For ``op_share`` out of range, a wrong shape or type, a NaN or infinite number, a blueprint
                 index out of range, or a used head without an allowed choice.
         """
-        hidden = self._checked("state", state, ("B",), blueprint_indices, masks, hidden)
+        hidden = self._checked("state", state, blueprint_indices, masks, hidden, batch=("B",))
         if not 0 < op_share <= 1:
             raise ValueError(f"expected op_share in (0, 1], got {op_share}")
         rows = state.shape[0]
@@ -238,14 +238,14 @@ class FactoredRecurrentActorCritic(nn.Module):
         choices, log_probs, entropies, value, state_value, op_values, output, cell = results
         actions = self._by_head(choices)
         return ActionOutput(
-            actions,
-            self._by_head(log_probs),
-            value,
-            state_value,
-            op_values,
-            (output, cell),
-            actions[self.heads.op.name],
-            self._by_head(entropies),
+            actions=actions,
+            log_probs=self._by_head(log_probs),
+            value=value,
+            state_value=state_value,
+            op_values=op_values,
+            hidden=(output, cell),
+            sampled_op=actions[self.heads.op.name],
+            entropies=self._by_head(entropies),
         )
 
     def evaluate_actions(
@@ -273,7 +273,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         Raises:
             ValueError: As :meth:`get_action`, and for an action outside its head or masked out.
         """
-        hidden = self._checked("states", states, ("B", "T"), blueprint_indices, masks, hidden)
+        hidden = self._checked("states", states, blueprint_indices, masks, hidden, batch=("B", "T"))
         batch = states.shape[:2]
         num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
         checks.check_actions(actions, batch, self.sizes(num_slots))
@@ -287,10 +287,10 @@ class FactoredRecurrentActorCritic(nn.Module):
             self._check_drawn(draw, tuple(batch))
         everywhere = torch.ones(batch, dtype=torch.bool, device=states.device)
         return Evaluation(
-            self._by_head(draw.log_probs_NK.view(*batch, -1)),
-            self._by_head(draw.entropies_NK().view(*batch, -1)),
-            decided.value.view(batch),
-            hidden,
+            log_probs=self._by_head(draw.log_probs_NK.view(*batch, -1)),
+            entropy=self._by_head(draw.entropies_NK().view(*batch, -1)),
+            values=decided.value.view(batch),
+            hidden=hidden,
             state_values=decided.state_value.view(batch),
             op_values=decided.op_values.view(*batch, -1),
             used={name: draw.used[name].view(batch) if name in draw.used else everywhere for name in self.heads.names},
@@ -301,7 +301,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         self, state: Tensor, blueprint_indices: Tensor | None, masks: Masks, hidden: Hidden | None = None
     ) -> Tensor:
         """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
-        hidden = self._checked("state", state, ("B",), blueprint_indices, masks, hidden)
+        hidden = self._checked("state", state, blueprint_indices, masks, hidden, batch=("B",))
         core, _, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden)
         op = self.heads.op.name
         distribution = self.tree.op(core, masks[op])
@@ -318,21 +318,21 @@ class FactoredRecurrentActorCritic(nn.Module):
         return dict(zip(self.heads.names, x_K.unbind(-1), strict=True))
 
     def _core(
-        self, states_BTD: Tensor, blueprints: Tensor | None, hidden: Hidden, gaps_BT: Tensor | None = None
+        self, states_BTD: Tensor, blueprint_indices: Tensor | None, hidden: Hidden, gaps_BT: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Hidden]:
         """Core ``[N, H]``, slot encodings ``[N, S, E]`` and the hidden state after the last step."""
         batch, steps = states_BTD.shape[:2]
         rows_ND = states_BTD.flatten(0, 1)
         slots_NSE = None
         if self.slot_encoder is not None:
-            assert blueprints is not None
-            blueprints_NS = blueprints.reshape(-1, blueprints.shape[-1])
+            assert blueprint_indices is not None
+            indices_NS = blueprint_indices.flatten(0, -2)
             run_size, slot_size = self.config.run_size, self.config.slot_size
-            numbers_NSF = rows_ND[:, run_size:].view(*blueprints_NS.shape, slot_size)
+            numbers_NSF = rows_ND[:, run_size:].view(*indices_NS.shape, slot_size)
             run_NR = rows_ND[:, :run_size]
             if self.standardizer is not None:
                 run_NR, numbers_NSF = self.standardizer(run_NR, numbers_NSF)
-            slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, blueprints_NS)
+            slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, indices_NS)
             if self.summary_norm is not None:
                 # Else the summary, five times as large, would drown what is said about the run.
                 summary_N2E = _SUMMARY_SCALE * self.summary_norm(summary_N2E)
@@ -361,18 +361,19 @@ class FactoredRecurrentActorCritic(nn.Module):
         self,
         name: str,
         state: Tensor,
-        batch: tuple[str, ...],
-        blueprints: Tensor | None,
+        blueprint_indices: Tensor | None,
         masks: Masks,
         hidden: Hidden | None,
+        *,
+        batch: tuple[str, ...],
     ) -> Hidden:
         """Check what came in; the hidden state to start from."""
-        num_slots = 0 if blueprints is None else blueprints.shape[-1]
+        num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
         config, dtype = self.config, self.dtype
         state_dim = config.run_size + config.slot_size * num_slots
-        checks.check_state(name, state, batch, state_dim, dtype, self.check_values)
+        checks.check_state(name, state, batch, state_dim, dtype=dtype, values=self.check_values)
         sizes = state.shape[:-1]
-        checks.check_blueprints(blueprints, sizes, config.num_blueprints, config.num_slots > 0)
+        checks.check_blueprint_indices(blueprint_indices, sizes, config.num_blueprints, config.num_slots > 0)
         checks.check_masks(self.heads, masks, sizes, num_slots)
         if hidden is None:
             return self.initial_hidden(sizes[0])
@@ -408,7 +409,17 @@ def _remember_between(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_
     shut[2 * memory.hidden_size : 3 * memory.hidden_size] = 0.0  # the candidate cell: PyTorch orders i, f, g, o
     inputs = torch.cat([inputs_BTH, gaps_BT.unsqueeze(-1).to(inputs_BTH.dtype)], dim=-1)
     weights = [torch.cat([of_inputs, shut], dim=1), *others]
-    outputs_BTH, *after = torch.lstm(inputs, hidden, weights, True, 1, 0.0, memory.training, False, True)
+    outputs_BTH, *after = torch.lstm(
+        inputs,
+        hidden,
+        weights,
+        has_biases=True,
+        num_layers=1,
+        dropout=0.0,
+        train=memory.training,
+        bidirectional=False,
+        batch_first=True,
+    )
     return outputs_BTH.flatten(0, 1), (after[0], after[1])
 
 

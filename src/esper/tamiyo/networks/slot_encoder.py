@@ -32,10 +32,15 @@ class SlotEncoder(nn.Module):
         self.query_key_value = linear(slot_dim, 3 * slot_dim, 1.0)
         self.attended = linear(slot_dim, slot_dim, 1.0)
 
-    def forward(self, numbers_NSF: Tensor, blueprints_NS: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodings ``[N, S, E]`` and their summary ``[N, 2E]`` (mean and maximum over the slots)."""
+    def forward(self, numbers_NSF: Tensor, indices_NS: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodings ``[N, S, E]`` and their summary ``[N, 2E]`` (mean and maximum over the slots).
+
+        Args:
+            numbers_NSF: Numbers about each slot.
+            indices_NS: The blueprint in each slot, −1 for none.
+        """
         # A linear layer over (numbers, embedding) is a linear layer over the numbers plus another embedding.
-        own_NSE = torch.relu(self.numbers(numbers_NSF) + self.blueprint(blueprints_NS + 1))
+        own_NSE = torch.relu(self.numbers(numbers_NSF) + self.blueprint(indices_NS + 1))
         query, key, value = self.query_key_value(self.norm(own_NSE)).chunk(3, dim=-1)
         # By hand: for a few slots three times as fast as scaled_dot_product_attention.
         weights_NSS = torch.softmax(torch.bmm(query, key.transpose(1, 2)) * (1 / math.sqrt(query.shape[-1])), dim=-1)

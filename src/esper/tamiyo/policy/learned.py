@@ -58,9 +58,9 @@ class LearnedPolicy:
         if self.foreign_observations:
             features = self._foreign(len(features), num_slots=np.shape(observation["blueprints"])[1])
         inputs = PolicyInput(
-            torch.as_tensor(features),
-            torch.as_tensor(np.asarray(observation["blueprints"], dtype=np.int64)),
-            {h: torch.as_tensor(np.asarray(m, dtype=bool)) for h, m in observation["action_mask"].items()},
+            features=torch.as_tensor(features),
+            blueprint_indices=torch.as_tensor(np.asarray(observation["blueprints"], dtype=np.int64)),
+            masks={h: torch.as_tensor(np.asarray(m, dtype=bool)) for h, m in observation["action_mask"].items()},
         )
         out = self.bundle.act(inputs, self._hidden, self.deterministic, self._generator)
         self._hidden = out.hidden

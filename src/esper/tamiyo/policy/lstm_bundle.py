@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -53,14 +53,27 @@ class ObservationNormalizer(Protocol):
 
 
 class PolicyInput(NamedTuple):
-    """What a policy sees at one step (``...`` = B) or over sequences (``...`` = B, T)."""
+    """What a policy sees at one step (``...`` = B) or over sequences (``...`` = B, T).
+
+    It goes from the environment to the loss as it is. What normalising makes of its ``features``, inside the bundle, is
+    the network's ``state``.
+    """
 
     features: Tensor
     """float32 ``[..., D]``, not normalised."""
-    indices: Tensor | None
+    blueprint_indices: Tensor | None
     """int64 ``[..., S]``, the blueprint in each slot, −1 for none; ``None`` without slots."""
     masks: Masks
     """bool ``[..., n]`` (or ``[..., n_parent, n]``) or ``None`` (all allowed), for every head."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> PolicyInput:
+        """The same with every tensor changed, for instance moved to a device or cut to some rows."""
+        indices = self.blueprint_indices
+        return PolicyInput(
+            features=change(self.features),
+            blueprint_indices=None if indices is None else change(indices),
+            masks={head: None if mask is None else change(mask) for head, mask in self.masks.items()},
+        )
 
 
 class LSTMPolicyBundle:
@@ -85,7 +98,7 @@ class LSTMPolicyBundle:
         >>> start = bundle.initial_hidden(2)                     # an inference tensor: for rollouts
         >>> output = bundle.act(inputs, start)                   # output.hidden goes into the next act()
         >>> stored = tuple(part.clone() for part in start)       # an ordinary tensor: for learning
-        >>> sequence = PolicyInput(inputs.features[:, None], inputs.indices[:, None], inputs.masks)
+        >>> sequence = inputs.map(lambda x: x[:, None])          # [B, T=1, ...]
         >>> actions = {name: action[:, None] for name, action in output.actions.items()}
         >>> log_probs, entropy, values, _ = bundle.evaluate_actions(sequence, actions, stored)
         >>> values.mean().backward()
@@ -126,12 +139,18 @@ class LSTMPolicyBundle:
         """
         state = self._normalized("features", inputs.features)
         return self.network.get_action(
-            state, inputs.indices, inputs.masks, hidden, deterministic, generator, self.op_share
+            state,
+            inputs.blueprint_indices,
+            inputs.masks,
+            hidden,
+            deterministic=deterministic,
+            generator=generator,
+            op_share=self.op_share,
         )
 
     @torch.inference_mode()
     def get_value(
-        self, features: Tensor, hidden: Hidden, indices: Tensor | None = None, masks: Masks | None = None
+        self, features: Tensor, hidden: Hidden, blueprint_indices: Tensor | None = None, masks: Masks | None = None
     ) -> Tensor:
         """INFERENCE-MODE: V(s) = Σ_op π(op|s) Q(s, op) over the allowed ops; the result is not differentiable.
 
@@ -140,7 +159,7 @@ class LSTMPolicyBundle:
 
         Right::
 
-            last_values = bundle.get_value(features, hidden, indices, masks)   # bootstrap
+            last_values = bundle.get_value(features, hidden, blueprint_indices, masks)   # bootstrap
             advantages = gae(rewards, values, last_values)
 
         Wrong::
@@ -151,16 +170,16 @@ class LSTMPolicyBundle:
         Args:
             features: float ``[B, D]``, not normalised.
             hidden: Pair ``[num_layers, B, H]`` before this step.
-            indices: int64 ``[B, S]``; ``None`` without slots.
+            blueprint_indices: int64 ``[B, S]``; ``None`` without slots.
             masks: As in :class:`PolicyInput`; ``None`` allows every choice. Only the op's mask bears on the value.
 
         Returns:
             V(s) ``[B]``, an inference tensor.
         """
-        features = self._normalized("features", features)
+        state = self._normalized("features", features)
         if masks is None:
             masks = dict.fromkeys(self.heads.names)
-        return self.network.state_value(features, indices, masks, hidden)
+        return self.network.state_value(state, blueprint_indices, masks, hidden)
 
     @torch.inference_mode()
     def initial_hidden(self, batch_size: int) -> Hidden:
@@ -190,8 +209,10 @@ class LSTMPolicyBundle:
             ValueError: With ``strict``, instead of that warning; and for bad input.
         """
         hidden = self._trainable(hidden)
-        features = self._normalized("features", inputs.features)
-        return self.network.evaluate_actions(features, inputs.indices, actions, inputs.masks, hidden, gaps)
+        states = self._normalized("features", inputs.features)
+        return self.network.evaluate_actions(
+            states, inputs.blueprint_indices, actions, inputs.masks, hidden=hidden, gaps=gaps
+        )
 
     def _trainable(self, hidden: Hidden) -> Hidden:
         if not any(part.is_inference() for part in hidden):

@@ -185,7 +185,7 @@ class _Terms(NamedTuple):
 
 def _terms(policy: LSTMPolicyBundle, batch: SequenceBatch, scale: AdvantageScale, clip: float) -> _Terms:
     names = policy.heads.names
-    evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden, batch.gaps)
+    evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden, batch.gaps, final_hidden=False)
     log_probs = torch.stack([evaluation.log_probs[h] for h in names], dim=-1)
     entropies = torch.stack([evaluation.entropy[h] for h in names], dim=-1)
 

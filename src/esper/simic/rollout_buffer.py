@@ -24,7 +24,7 @@ from torch import Tensor
 
 from esper.heads import HeadTable
 from esper.simic.advantages import Advantages, compute_advantages, mean_of_others
-from esper.tamiyo.networks.checks import Hidden
+from esper.tamiyo.networks.checks import HiddenState
 from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
 
@@ -34,8 +34,8 @@ class Transition:
     """One step of K environments, as the collector saw it."""
 
     inputs: PolicyInput
-    hidden: Hidden
-    """Hidden state *before* the step, zero where an episode begins."""
+    hidden: HiddenState
+    """HiddenState state *before* the step, zero where an episode begins."""
     output: ActionOutput
     rewards: Tensor
     """[K] float."""
@@ -65,7 +65,7 @@ class SequenceBatch(NamedTuple):
 
     inputs: PolicyInput
     """features [B, L, D], blueprint_indices [B, L, S], masks {head: [B, L, ...] or None}."""
-    hidden: Hidden
+    hidden: HiddenState
     """The stored hidden state each line begins with, [layers, B, width]."""
     actions: dict[str, Tensor]
     """{head: [B, L] int64}."""

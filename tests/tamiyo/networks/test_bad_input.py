@@ -115,7 +115,7 @@ def test_blueprints_out_of_range(step: Any, batch: int, index: int, data: st.Dat
 @pytest.mark.parametrize(
     ("indices", "says"),
     [
-        (None, r"expected state of shape \[B, 24\]"),
+        (None, r"blueprint_indices are missing: a network with slots .* int64 \[B, S\]"),
         (torch.zeros(2, 3), "expected blueprint_indices of type torch.int64, got torch.float32"),
         (torch.zeros(3, 3).long(), r"expected blueprint_indices of shape \[2, S\], got \[3, 3\]"),
         (torch.zeros(2, 1, 3).long(), r"expected blueprint_indices of shape \[2, S\], got \[2, 1, 3\]"),
@@ -125,6 +125,36 @@ def test_blueprints_out_of_range(step: Any, batch: int, index: int, data: st.Dat
 def test_blueprints_of_another_kind(step: Any, indices: Tensor | None, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         NETWORK.get_action(**(step(2) | {"blueprint_indices": indices}))
+
+
+def in_inference_mode(x: Any) -> Any:
+    """The same values in tensors made in inference mode."""
+    with torch.inference_mode():
+        return tuple(part.clone() for part in x) if isinstance(x, tuple) else x.clone()
+
+
+@pytest.mark.parametrize("name", ["state", "hidden", "mask"])
+def test_what_was_made_in_inference_mode_is_named_where_gradients_are_recorded(name: str) -> None:
+    """PyTorch's own error says neither which tensor it was nor how to go on."""
+    heads = HeadTable([Head("move", 2)])
+    network = FactoredRecurrentActorCritic(state_dim=3, num_slots=0, heads=heads, hidden_dim=8, head_dim=4)
+    given = {"state": torch.randn(2, 3), "hidden": network.initial_hidden(2), "mask": torch.ones(2, 2).bool()}
+    given[name] = in_inference_mode(given[name])
+    arguments = (given["state"], None, {"move": given["mask"]}, given["hidden"])
+    says = "the mask of head 'move'" if name == "mask" else name
+    with pytest.raises(ValueError, match=f"{says} was made in inference mode, .* under torch.no_grad"):
+        network.get_action(*arguments)
+    with torch.no_grad():
+        network.get_action(*arguments)
+    network.requires_grad_(False).get_action(*arguments)
+
+
+def test_a_network_with_slots_learns_from_observations_made_in_inference_mode(step: Any) -> None:
+    """It copies them on the way, so nothing is refused that PyTorch would take."""
+    arguments = step(2)
+    made = {name: in_inference_mode(arguments[name]) for name in ("state", "blueprint_indices")}
+    output = NETWORK.get_action(**(arguments | made))
+    (output.value.sum() + sum(x.sum() for x in output.log_probs.values())).backward()
 
 
 def test_a_network_without_slots_takes_no_blueprints() -> None:

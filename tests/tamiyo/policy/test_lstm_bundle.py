@@ -62,6 +62,35 @@ def test_get_value_carries_no_gradient(bundle: LSTMPolicyBundle, make_input: Mak
     assert all(p.grad is None for p in bundle.network.parameters())
 
 
+def test_a_loss_on_get_value_is_silent_and_the_critic_learns_nothing(
+    bundle: LSTMPolicyBundle, make_input: MakeInput
+) -> None:
+    """The wrong use that the docstring shows: nothing complains, for the policy's loss has a gradient."""
+    inputs = make_input(8)
+    output = bundle.act(inputs, bundle.initial_hidden(8))
+    actions = {name: action[:, None] for name, action in output.actions.items()}
+
+    def critic_gradients(*, right: bool) -> list[Tensor | None]:
+        bundle.network.zero_grad()
+        evaluation = bundle.evaluate_actions(sequence(inputs), actions)
+        wrong = bundle.get_value(inputs.features, bundle.initial_hidden(8), inputs.blueprint_indices, inputs.masks)
+        values = evaluation.values[:, 0] if right else wrong
+        policy_loss = -sum(x[:, 0] for x in evaluation.log_probs.values()).mean()
+        (policy_loss + 0.5 * (values - 1.0).pow(2).mean()).backward()
+        assert bundle.network.tree.output.weight.grad.abs().sum() > 0
+        return [p.grad for p in (bundle.network.critic.weight, bundle.network.critic_hidden.weight)]
+
+    assert critic_gradients(right=False) == [None, None]
+    assert all(grad.abs().sum() > 0 for grad in critic_gradients(right=True))
+
+
+def test_get_value_names_the_blueprint_indices_that_are_missing(
+    bundle: LSTMPolicyBundle, make_input: MakeInput
+) -> None:
+    with pytest.raises(ValueError, match=r"blueprint_indices are missing: a network with slots"):
+        bundle.get_value(make_input(2).features, bundle.initial_hidden(2))
+
+
 def test_get_value_is_the_expectation_of_q_under_the_policy(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
     inputs = make_input(200)
     hidden = bundle.act(inputs, bundle.initial_hidden(200)).hidden
@@ -110,6 +139,36 @@ def test_rollouts_return_ordinary_tensors_without_a_graph(bundle: LSTMPolicyBund
     gradients(bundle, make_input(4), output.hidden)  # trains without a warning
 
 
+def test_a_sequence_begins_with_an_empty_memory_unless_it_is_given_one(
+    bundle: LSTMPolicyBundle, make_input: MakeInput
+) -> None:
+    inputs = make_input(3)
+    output = bundle.act(inputs, bundle.initial_hidden(3))
+    actions = {name: action[:, None] for name, action in output.actions.items()}
+    zeros = bundle.network.initial_hidden(3)
+    without, given = (bundle.evaluate_actions(sequence(inputs), actions, *hidden) for hidden in ((), (zeros,)))
+    assert torch.equal(without.values, given.values)
+    assert torch.equal(without.hidden[0], given.hidden[0])
+    later = bundle.evaluate_actions(sequence(inputs), actions, output.hidden)
+    assert not torch.equal(later.values, without.values)
+
+
+def test_the_last_hidden_state_may_be_left_out(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
+    inputs = make_input(3)
+    actions = {n: a[:, None] for n, a in bundle.act(inputs, bundle.initial_hidden(3)).actions.items()}
+    whole = bundle.evaluate_actions(sequence(inputs), actions)
+    log_probs, _, values, hidden = bundle.evaluate_actions(sequence(inputs), actions, final_hidden=False)
+    assert hidden is None
+    assert whole.hidden is not None
+    assert torch.equal(values, whole.values)
+    assert all(torch.equal(log_probs[name], whole.log_probs[name]) for name in HEAD_NAMES)
+
+
+def test_a_hidden_state_is_for_one_row_unless_said_otherwise(bundle: LSTMPolicyBundle) -> None:
+    for hidden in (bundle.initial_hidden(), bundle.network.initial_hidden()):
+        assert [part.shape for part in hidden] == [(1, 1, 128)] * 2
+
+
 def test_inference_hidden_states_warn_and_train_on_rightly(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
     inputs = make_input(6)
     hidden = bundle.initial_hidden(6)
@@ -130,13 +189,13 @@ def test_strict_raises_on_inference_hidden_states(network: Network, make_input: 
 
 def test_pytorch_alone_would_refuse_an_inference_hidden_state(network: Network, make_input: MakeInput) -> None:
     """What the warning saves the user from; if PyTorch ever accepts it, the clone can go."""
-    inputs = make_input(2)
     with torch.inference_mode():
         hidden = network.initial_hidden(2)
-    actions = {name: action[:, None] for name, action in network.get_action(*inputs).actions.items()}
-    states, indices, masks = sequence(inputs)
+    assert network.memory is not None
     with pytest.raises(RuntimeError, match=r"[Ii]nference"):
-        network.evaluate_actions(states, indices, actions, masks, hidden).values.sum().backward()
+        network.memory(torch.zeros(2, 3, 128), hidden)[0].sum().backward()
+    with pytest.raises(ValueError, match=r"hidden was made in inference mode, .* tensor\.clone"):
+        network.get_action(*make_input(2), hidden)
 
 
 def test_detach_hidden_cuts_the_graph(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:

@@ -111,6 +111,7 @@ class Hindsight:
         sequences = seen.inputs._replace(features=self.features).map(lambda x: x[:, None])
         actions = seen.output.actions
         found = policy.evaluate_actions(sequences, {h: a[:, None] for h, a in actions.items()}, self.hidden)
+        assert found.hidden is not None
         return ActionOutput(
             actions=actions,
             log_probs={head: x[:, 0] for head, x in found.log_probs.items()},

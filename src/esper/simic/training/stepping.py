@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from esper.simic.spaces import EnvironmentAdapter
-from esper.tamiyo.networks.checks import Hidden
+from esper.tamiyo.networks.checks import HiddenState
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
 
-def emptied(hidden: Hidden, begins: np.ndarray) -> Hidden:
+def emptied(hidden: HiddenState, begins: np.ndarray) -> HiddenState:
     """The hidden state before the next step: zero where that ``begins`` ([K] bool) an episode."""
     if not begins.any():
         return hidden
@@ -25,7 +25,7 @@ def emptied(hidden: Hidden, begins: np.ndarray) -> Hidden:
     return hidden[0].masked_fill(empty, 0.0), hidden[1].masked_fill(empty, 0.0)
 
 
-def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: Hidden) -> Tensor:
+def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: HiddenState) -> Tensor:
     """V, [K]."""
     return policy.get_value(inputs.features, hidden, inputs.blueprint_indices, inputs.masks)
 
@@ -33,7 +33,7 @@ def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: Hidden) -> Tens
 def final_values(
     policy: LSTMPolicyBundle,
     adapter: EnvironmentAdapter,
-    hidden: Hidden,
+    hidden: HiddenState,
     cut: np.ndarray,
     infos: Mapping[str, Any],
     features: Tensor | None = None,

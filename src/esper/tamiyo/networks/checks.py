@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from torch import Tensor
 from esper.heads import HeadTable
 
 Masks = Mapping[str, Tensor | None]
-Hidden = tuple[Tensor, Tensor]
+"""Head → bool mask, True where allowed, or ``None`` (all allowed)."""
+
+HiddenState = tuple[Tensor, Tensor]
+"""What a recurrent policy remembers: output and cell of its LSTM, a pair ``[num_layers, B, H]``."""
 
 
 def check_state(
@@ -34,6 +37,26 @@ def check_finite(name: str, state: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {state[tuple(row)].item()} at index {row}; look at its source")
 
 
+def check_recordable(kept: Iterable[tuple[str, Tensor | None]]) -> None:
+    """No tensor (each with its name) was made in inference mode; for calls that record gradients."""
+    for name, tensor in kept:
+        if tensor is not None and tensor.is_inference():
+            raise ValueError(
+                f"{name} was made in inference mode, and gradients are being recorded, which PyTorch refuses; "
+                "to decide without learning call this under torch.no_grad(), as LSTMPolicyBundle.act() does; "
+                "to learn give a clone, made outside of inference mode: tensor.clone()"
+            )
+
+
+def check_blueprint_indices_given(blueprint_indices: Tensor | None, batch: tuple[str, ...], uses_slots: bool) -> None:
+    """``blueprint_indices`` are there if the network has slots."""
+    if uses_slots and blueprint_indices is None:
+        raise ValueError(
+            "blueprint_indices are missing: a network with slots reads the blueprint in each of them, "
+            f"int64 [{', '.join(batch)}, S], -1 for none"
+        )
+
+
 def check_blueprint_indices(
     blueprint_indices: Tensor | None, batch: torch.Size, num_blueprints: int, uses_slots: bool
 ) -> None:
@@ -44,14 +67,10 @@ def check_blueprint_indices(
                 f"expected no blueprint_indices for a network without slots, got {list(blueprint_indices.shape)}"
             )
         return
-    if (
-        blueprint_indices is None
-        or blueprint_indices.ndim != len(batch) + 1
-        or blueprint_indices.shape[:-1] != batch
-        or blueprint_indices.shape[-1] == 0
-    ):
-        got = "None" if blueprint_indices is None else list(blueprint_indices.shape)
-        raise ValueError(f"expected blueprint_indices of shape [{', '.join(map(str, batch))}, S], got {got}")
+    assert blueprint_indices is not None
+    shape = blueprint_indices.shape
+    if len(shape) != len(batch) + 1 or shape[:-1] != batch or shape[-1] == 0:
+        raise ValueError(f"expected blueprint_indices of shape [{', '.join(map(str, batch))}, S], got {list(shape)}")
     if blueprint_indices.dtype != torch.int64:
         raise ValueError(f"expected blueprint_indices of type torch.int64, got {blueprint_indices.dtype}")
     low, high = (int(x) for x in torch.aminmax(blueprint_indices))
@@ -80,7 +99,7 @@ def check_masks(heads: HeadTable, masks: Masks, batch: torch.Size, num_slots: in
             )
 
 
-def check_hidden(hidden: Hidden, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def check_hidden(hidden: HiddenState, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     """``hidden`` is a pair of ``dtype`` tensors of ``shape`` ``[num_layers, B, H]``."""
     if len(hidden) != 2 or any(tuple(part.shape) != shape or part.dtype != dtype for part in hidden):
         got = [f"{part.dtype} {list(part.shape)}" for part in hidden]

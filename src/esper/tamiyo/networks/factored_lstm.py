@@ -18,7 +18,7 @@ from esper.heads import HeadTable
 from esper.tamiyo.growth_network import GROWTH_NETWORK
 from esper.tamiyo.networks import checks
 from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likeliest, most_valuable, sampled, stored
-from esper.tamiyo.networks.checks import Hidden, Masks
+from esper.tamiyo.networks.checks import HiddenState, Masks
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
 from esper.tamiyo.networks.slot_encoder import SlotEncoder
@@ -40,7 +40,7 @@ class ActionOutput(NamedTuple):
     """V(s) = Σ_op π(op|s) Q(s, op) ``[B]``."""
     op_values: Tensor
     """Q(s, ·) ``[B, O]``."""
-    hidden: Hidden
+    hidden: HiddenState
     """Pair ``[num_layers, B, H]``: the state to hand to the next step."""
     sampled_op: Tensor
     """The op ``[B]``: the one that is the action, and that the value and every later head depend on."""
@@ -52,7 +52,7 @@ class _EvaluationFields(NamedTuple):
     log_probs: dict[str, Tensor]
     entropy: dict[str, Tensor]
     values: Tensor
-    hidden: Hidden
+    hidden: HiddenState | None
 
 
 class Evaluation(_EvaluationFields):
@@ -62,7 +62,7 @@ class Evaluation(_EvaluationFields):
         log_probs: float ``[B, T]`` a head, of the stored actions; 0 where the head is unused.
         entropy: float ``[B, T]`` a head, nats; 0 where the head is unused.
         values: Q(s, stored op) ``[B, T]``.
-        hidden: Pair ``[num_layers, B, H]`` after the last step.
+        hidden: Pair ``[num_layers, B, H]`` after the last step; ``None`` if it was not asked for.
         state_values: V(s) ``[B, T]``; its gradient flows through Q only, not through π.
         op_values: Q(s, ·) ``[B, T, O]``.
         used: bool ``[B, T]`` a head: whether the stored action uses it.
@@ -79,7 +79,7 @@ class Evaluation(_EvaluationFields):
         log_probs: dict[str, Tensor],
         entropy: dict[str, Tensor],
         values: Tensor,
-        hidden: Hidden,
+        hidden: HiddenState | None,
         *,
         state_values: Tensor,
         op_values: Tensor,
@@ -172,8 +172,12 @@ class FactoredRecurrentActorCritic(nn.Module):
         """Number of choices of every head, by default for the S of :attr:`config`."""
         return self.heads.sizes(self.config.num_slots if num_slots is None else num_slots)
 
-    def initial_hidden(self, batch_size: int) -> Hidden:
-        """Zeros: a pair ``[num_layers, B, H]``, the state at the start of an episode."""
+    def initial_hidden(self, batch_size: int = 1) -> HiddenState:
+        """Zeros: a pair ``[num_layers, B, H]``, the state at the start of an episode.
+
+        They belong to no graph. What :meth:`get_action` makes of them while gradients are recorded does: cut it between
+        two episodes, see :meth:`~esper.tamiyo.policy.lstm_bundle.LSTMPolicyBundle.detach_hidden`.
+        """
         shape = (self.num_layers, batch_size, self.config.hidden_dim)
         weight = self.encoder.weight
         return weight.new_zeros(shape), weight.new_zeros(shape)
@@ -183,7 +187,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         state: Tensor,
         blueprint_indices: Tensor | None,
         masks: Masks,
-        hidden: Hidden | None = None,
+        hidden: HiddenState | None = None,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
         op_share: float = 1.0,
@@ -203,7 +207,8 @@ class FactoredRecurrentActorCritic(nn.Module):
 
         Raises:
             ValueError: For ``op_share`` out of range, a wrong shape or type, a NaN or infinite number, a blueprint
-                index out of range, or a used head without an allowed choice.
+                index out of range, a used head without an allowed choice, or a tensor made in inference mode while
+                gradients are recorded.
         """
         hidden = self._checked("state", state, blueprint_indices, masks, hidden, batch=("B",))
         if not 0 < op_share <= 1:
@@ -254,8 +259,10 @@ class FactoredRecurrentActorCritic(nn.Module):
         blueprint_indices: Tensor | None,
         actions: Mapping[str, Tensor],
         masks: Masks,
-        hidden: Hidden | None = None,
+        hidden: HiddenState | None = None,
         gaps: Tensor | None = None,
+        *,
+        final_hidden: bool = True,
     ) -> Evaluation:
         """Judge stored actions, with gradients: sequences of T steps from a stored hidden state.
 
@@ -269,6 +276,8 @@ class FactoredRecurrentActorCritic(nn.Module):
             hidden: Pair ``[num_layers, B, H]`` before the first step; ``None`` at the start of an episode.
             gaps: bool ``[B, T]``, rows of padding that empty the memory, so that another episode may follow in the same
                 sequence; ``None`` for none.
+            final_hidden: Return the hidden state after the last step; False leaves ``None`` in its place, for who does
+                not go on from there: after padding it means nothing.
 
         Raises:
             ValueError: As :meth:`get_action`, and for an action outside its head or masked out.
@@ -290,7 +299,7 @@ class FactoredRecurrentActorCritic(nn.Module):
             log_probs=self._by_head(draw.log_probs_NK.view(*batch, -1)),
             entropy=self._by_head(draw.entropies_NK().view(*batch, -1)),
             values=decided.value.view(batch),
-            hidden=hidden,
+            hidden=hidden if final_hidden else None,
             state_values=decided.state_value.view(batch),
             op_values=decided.op_values.view(*batch, -1),
             used={name: draw.used[name].view(batch) if name in draw.used else everywhere for name in self.heads.names},
@@ -298,7 +307,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         )
 
     def state_value(
-        self, state: Tensor, blueprint_indices: Tensor | None, masks: Masks, hidden: Hidden | None = None
+        self, state: Tensor, blueprint_indices: Tensor | None, masks: Masks, hidden: HiddenState | None = None
     ) -> Tensor:
         """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
         hidden = self._checked("state", state, blueprint_indices, masks, hidden, batch=("B",))
@@ -318,8 +327,8 @@ class FactoredRecurrentActorCritic(nn.Module):
         return dict(zip(self.heads.names, x_K.unbind(-1), strict=True))
 
     def _core(
-        self, states_BTD: Tensor, blueprint_indices: Tensor | None, hidden: Hidden, gaps_BT: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Hidden]:
+        self, states_BTD: Tensor, blueprint_indices: Tensor | None, hidden: HiddenState, gaps_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, HiddenState]:
         """Core ``[N, H]``, slot encodings ``[N, S, E]`` and the hidden state after the last step."""
         batch, steps = states_BTD.shape[:2]
         rows_ND = states_BTD.flatten(0, 1)
@@ -363,21 +372,31 @@ class FactoredRecurrentActorCritic(nn.Module):
         state: Tensor,
         blueprint_indices: Tensor | None,
         masks: Masks,
-        hidden: Hidden | None,
+        hidden: HiddenState | None,
         *,
         batch: tuple[str, ...],
-    ) -> Hidden:
+    ) -> HiddenState:
         """Check what came in; the hidden state to start from."""
+        uses_slots = self.config.num_slots > 0
+        checks.check_blueprint_indices_given(blueprint_indices, batch, uses_slots)
         num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
         config, dtype = self.config, self.dtype
         state_dim = config.run_size + config.slot_size * num_slots
         checks.check_state(name, state, batch, state_dim, dtype=dtype, values=self.check_values)
         sizes = state.shape[:-1]
-        checks.check_blueprint_indices(blueprint_indices, sizes, config.num_blueprints, config.num_slots > 0)
+        checks.check_blueprint_indices(blueprint_indices, sizes, config.num_blueprints, uses_slots)
         checks.check_masks(self.heads, masks, sizes, num_slots)
         if hidden is None:
-            return self.initial_hidden(sizes[0])
+            hidden = self.initial_hidden(sizes[0])
         checks.check_hidden(hidden, (self.num_layers, sizes[0], config.hidden_dim), dtype)
+        if torch.is_grad_enabled() and self.encoder.weight.requires_grad:
+            # What the first operation with a gradient keeps as it is; of everything else it keeps a copy.
+            kept = [("hidden", part) for part in hidden] if config.recurrent else []
+            kept += [] if uses_slots else [(name, state)]
+            kept += [
+                (f"the mask of head '{head}'", masks[head]) for head, own in self.heads.conditions.items() if not own
+            ]
+            checks.check_recordable(kept)
         return hidden
 
     def _check_drawn(self, draw: Draw, batch: tuple[int, ...]) -> None:
@@ -386,7 +405,9 @@ class FactoredRecurrentActorCritic(nn.Module):
             raise ValueError(_diagnosis(draw, batch))
 
 
-def _remember(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_BT: Tensor | None) -> tuple[Tensor, Hidden]:
+def _remember(
+    memory: nn.LSTM, inputs_BTH: Tensor, hidden: HiddenState, gaps_BT: Tensor | None
+) -> tuple[Tensor, HiddenState]:
     """Outputs ``[N, H]`` and the last hidden state. A single step calls the cell: 2.5 times as fast as the layer."""
     if inputs_BTH.shape[1] == 1 and gaps_BT is None:
         state = (hidden[0][0], hidden[1][0])
@@ -398,7 +419,9 @@ def _remember(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_BT: Tens
     return outputs_BTH.flatten(0, 1), after
 
 
-def _remember_between(memory: nn.LSTM, inputs_BTH: Tensor, hidden: Hidden, gaps_BT: Tensor) -> tuple[Tensor, Hidden]:
+def _remember_between(
+    memory: nn.LSTM, inputs_BTH: Tensor, hidden: HiddenState, gaps_BT: Tensor
+) -> tuple[Tensor, HiddenState]:
     """As :func:`_remember`, with a memory that is empty after each gap, at the price of one more input.
 
     At a gap that input shuts the input, forget and output gates: the cell and the output become exactly 0, and no

@@ -20,7 +20,7 @@ from torch import Tensor
 from esper.files import written_whole
 from esper.heads import HeadTable
 from esper.tamiyo.networks import checks
-from esper.tamiyo.networks.checks import Hidden, Masks
+from esper.tamiyo.networks.checks import HiddenState, Masks
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.factored_lstm import ActionOutput, Evaluation, FactoredRecurrentActorCritic
 
@@ -128,7 +128,7 @@ class LSTMPolicyBundle:
     def act(
         self,
         inputs: PolicyInput,
-        hidden: Hidden,
+        hidden: HiddenState,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> ActionOutput:
@@ -150,7 +150,7 @@ class LSTMPolicyBundle:
 
     @torch.inference_mode()
     def get_value(
-        self, features: Tensor, hidden: Hidden, blueprint_indices: Tensor | None = None, masks: Masks | None = None
+        self, features: Tensor, hidden: HiddenState, blueprint_indices: Tensor | None = None, masks: Masks | None = None
     ) -> Tensor:
         """INFERENCE-MODE: V(s) = Σ_op π(op|s) Q(s, op) over the allowed ops; the result is not differentiable.
 
@@ -164,8 +164,14 @@ class LSTMPolicyBundle:
 
         Wrong::
 
-            loss = (bundle.get_value(features, hidden) - returns).pow(2).mean()
-            loss.backward()                             # RuntimeError: nothing here requires a gradient
+            log_probs, *_ = bundle.evaluate_actions(inputs, actions, hidden)
+            values = bundle.get_value(features, hidden, blueprint_indices, masks)
+            policy_loss = -(sum(log_probs.values()) * advantages).mean()
+            value_loss = (values - returns).pow(2).mean()
+            (policy_loss + 0.5 * value_loss).backward()   # no error: the policy learns, and the critic learns nothing
+
+        The sum has a gradient, that of ``policy_loss``, so nothing complains. A loss of these values alone would:
+        RuntimeError, nothing in it requires a gradient.
 
         Args:
             features: float ``[B, D]``, not normalised.
@@ -175,6 +181,9 @@ class LSTMPolicyBundle:
 
         Returns:
             V(s) ``[B]``, an inference tensor.
+
+        Raises:
+            ValueError: For bad input; missing ``blueprint_indices`` of a network with slots are named.
         """
         state = self._normalized("features", features)
         if masks is None:
@@ -182,25 +191,46 @@ class LSTMPolicyBundle:
         return self.network.state_value(state, blueprint_indices, masks, hidden)
 
     @torch.inference_mode()
-    def initial_hidden(self, batch_size: int) -> Hidden:
-        """Zeros to start a rollout: a pair of inference tensors ``[num_layers, B, H]``; clone them to train."""
+    def initial_hidden(self, batch_size: int = 1) -> HiddenState:
+        """Zeros to start a rollout: a pair of inference tensors ``[num_layers, B, H]``; clone them to train.
+
+        Every episode begins with them. So no gradient leads from one episode into the one before, and nothing of the
+        one before stays in memory. Within an episode :meth:`act` returns states without a graph, too; only a rollout
+        that records gradients has something to cut, see :meth:`detach_hidden`.
+        """
         return self.network.initial_hidden(batch_size)
 
     @staticmethod
-    def detach_hidden(hidden: Hidden) -> Hidden:
-        """The same state, cut from the graph that made it: for the end of an episode."""
+    def detach_hidden(hidden: HiddenState) -> HiddenState:
+        """The same state, cut from the graph that made it: for the end of an episode.
+
+        A state made while gradients are recorded holds the graph of every step before it. Handed on without a cut, it
+        lets gradients cross from one episode into those before, and memory grows with every step.
+
+        Training with :mod:`esper.simic` never needs this: :meth:`act` returns states without a graph, and the rollout
+        buffer stores copies. Whoever calls ``network.get_action()`` with gradients in a loop of his own cuts the state
+        himself between two episodes, and where else gradients are to stop.
+        """
         return hidden[0].detach(), hidden[1].detach()
 
     def evaluate_actions(
-        self, inputs: PolicyInput, actions: Mapping[str, Tensor], hidden: Hidden, gaps: Tensor | None = None
+        self,
+        inputs: PolicyInput,
+        actions: Mapping[str, Tensor],
+        hidden: HiddenState | None = None,
+        gaps: Tensor | None = None,
+        *,
+        final_hidden: bool = True,
     ) -> Evaluation:
         """Judge stored actions, with gradients; see :meth:`FactoredRecurrentActorCritic.evaluate_actions`.
 
         Args:
             inputs: Sequences ``[B, T, ...]``.
             actions: int64 ``[B, T]`` for every head.
-            hidden: Pair ``[num_layers, B, H]`` before the first step, as the rollout stored it.
+            hidden: Pair ``[num_layers, B, H]`` before the first step, as the rollout stored it; ``None`` at the start
+                of an episode.
             gaps: bool ``[B, T]``, rows of padding that empty the memory; ``None`` for none.
+            final_hidden: Return the hidden state after the last step; False leaves ``None`` in its place.
 
         Warns:
             InferenceHiddenWarning: If ``hidden`` was made in inference mode; a clone is used.
@@ -208,13 +238,20 @@ class LSTMPolicyBundle:
         Raises:
             ValueError: With ``strict``, instead of that warning; and for bad input.
         """
-        hidden = self._trainable(hidden)
+        if hidden is not None:
+            hidden = self._trainable(hidden)
         states = self._normalized("features", inputs.features)
         return self.network.evaluate_actions(
-            states, inputs.blueprint_indices, actions, inputs.masks, hidden=hidden, gaps=gaps
+            states,
+            inputs.blueprint_indices,
+            actions,
+            inputs.masks,
+            hidden=hidden,
+            gaps=gaps,
+            final_hidden=final_hidden,
         )
 
-    def _trainable(self, hidden: Hidden) -> Hidden:
+    def _trainable(self, hidden: HiddenState) -> HiddenState:
         if not any(part.is_inference() for part in hidden):
             return hidden
         message = (

@@ -220,9 +220,9 @@ def locksmith_return(*, masked: bool = True, independent: bool = False, **networ
 def silence(policy: LSTMPolicyBundle) -> None:
     """Let no head know what the ones before it drew."""
     for head in policy.network.tree.heads:
-        if head.told is not None:
-            head.told.requires_grad_(False)
-            torch.nn.init.zeros_(head.told.weight)
+        if head.conditioning is not None:
+            head.conditioning.requires_grad_(False)
+            torch.nn.init.zeros_(head.conditioning.weight)
 
 
 @pytest.mark.slow

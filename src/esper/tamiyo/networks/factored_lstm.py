@@ -391,7 +391,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         checks.check_hidden(hidden, (self.num_layers, sizes[0], config.hidden_dim), dtype)
         if torch.is_grad_enabled() and self.encoder.weight.requires_grad:
             # What the first operation with a gradient keeps as it is; of everything else it keeps a copy.
-            kept = [("hidden", part) for part in hidden] if config.recurrent else []
+            kept: list[tuple[str, Tensor | None]] = [("hidden", part) for part in hidden] if config.recurrent else []
             kept += [] if uses_slots else [(name, state)]
             kept += [
                 (f"the mask of head '{head}'", masks[head]) for head, own in self.heads.conditions.items() if not own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
@@ -10,6 +11,8 @@ from torch.optim import LBFGS, Optimizer
 from esper.actions import STYLES
 from esper.network.blueprints import BLUEPRINTS, count_parameters
 from esper.network.growing_network import GrowingNetwork
+from esper.network.rehearsal import rehearse
+from esper.network.seed import seed_parameters
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -25,9 +28,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def check_options(
-    *, rent: float, horizon: int | None, train_samples: int | None, contributions: bool | Callable[..., object]
+    *,
+    rent: float,
+    horizon: int | None,
+    train_samples: int | None,
+    contributions: bool | Callable[..., object],
+    param_group: Callable[..., object] | None,
 ) -> None:
-    """What must be positive is, and contributions are on, off, or a function."""
+    """What must be positive is, contributions are on, off, or a function, and functions are functions."""
+    if param_group is not None and not callable(param_group):
+        raise ValueError(
+            "param_group is a function of (name of a seed's parameter, the parameter, name of its slot) that returns "
+            f"the index of the param group to join, or None; got {param_group!r}"
+        )
     if not isinstance(contributions, bool) and not callable(contributions):
         raise ValueError(
             f"contributions is True, False, or a function like evaluate() over fewer samples, got {contributions!r}"
@@ -40,9 +53,18 @@ def check_options(
 
 
 def check_optimizer(optimizer: Optimizer, host: nn.Module) -> None:
-    """The optimizer must train the host."""
+    """The optimizer must train the host, and hold the state of the parameters itself."""
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        raise ValueError(
+            f"expected a torch.optim.Optimizer, got {type(optimizer).__name__}; Growth takes one optimizer"
+        )
+    name = type(optimizer).__name__
+    inner = [key for key, value in vars(optimizer).items() if isinstance(value, Optimizer)]
+    if inner:
+        raise ValueError(
+            f"{name} hands its parameters on to another optimizer, {type(vars(optimizer)[inner[0]]).__name__}, which "
+            f"holds their state; give Growth that one, optimizer.{inner[0]}, and go on training with {name}"
+        )
     if isinstance(optimizer, LBFGS):
         raise ValueError(
             "LBFGS keeps one state for all parameters together, so none can join or leave; use an optimizer that keeps "
@@ -51,9 +73,23 @@ def check_optimizer(optimizer: Optimizer, host: nn.Module) -> None:
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not any(id(p) in trained for p in host.parameters()):
         raise ValueError(
-            f"the {type(optimizer).__name__} trains no parameter of this {type(host).__name__}; give the optimizer "
-            "that was built on model.parameters()"
+            f"the {name} trains no parameter of this {type(host).__name__}; give the optimizer that was built on "
+            "model.parameters()"
         )
+
+
+def check_joining(network: GrowingNetwork) -> None:
+    """Every parameter that a seed may bring finds a param group, and the optimizer can train it there."""
+    assert network.optimizer is not None
+    joining: set[tuple[int, int]] = set()
+    for slot in network.slots:
+        named = [
+            (slot.parameter_name(name), parameter)
+            for blueprint, style in product(network.blueprints_for(slot), STYLES)
+            for name, parameter in seed_parameters(blueprint, slot.spec, style)
+        ]
+        joining.update(zip(network.param_groups_for(slot, named), (p.dim() for _, p in named), strict=True))
+    rehearse(network.optimizer, joining)
 
 
 def check_budget(network: GrowingNetwork, blueprints: Sequence[str]) -> None:

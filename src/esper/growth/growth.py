@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.growth import ranks
-from esper.growth.arguments import check_budget, check_optimizer, check_options, unwrap
+from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
 from esper.growth.evaluate import Evaluate, checked, collect, in_evaluation, random_state_kept, training_loss
 from esper.growth.export import export_model
 from esper.growth.observe import observe, to_arrays, to_tensors
@@ -29,6 +29,7 @@ from esper.network.attribution import contributions
 from esper.network.governor import Governor, Snapshot
 from esper.network.growing_network import Event, GrowingNetwork
 from esper.network.history import History
+from esper.network.optimizer import ParamGroup, guard_loading, learning_rate
 from esper.network.propose import propose_slots
 from esper.network.seed import Seed
 from esper.network.slot import Slot
@@ -55,7 +56,7 @@ class Growth:
     Args:
         model: The host, any ``nn.Module``. One that is compiled may be given as it is; of one in
             ``DistributedDataParallel`` give the module inside, and train what :meth:`parallel` returns.
-        optimizer: What trains it: any optimizer with param groups.
+        optimizer: What trains it: any optimizer that keeps its state for each parameter.
         slots: Paths of submodules whose outputs may grow (``*`` stands for any one part of a path), or ``"auto"``:
             proposed, and printed.
         example_input: What the model is called with, to see what the slots carry: a tensor, a tuple (positional
@@ -65,6 +66,10 @@ class Growth:
             to :class:`~esper.actions.Decision`.
         budget: Cap on added parameters at any time, seeds in training counted; ``None`` for no cap.
         flops_budget: Cap on added FLOPs of a forward pass over one sample.
+        param_group: Names the param group that a parameter of a seed joins: a function of the parameter's name, the
+            parameter and the slot's name that returns the group's index. It is asked at once about all that may come,
+            with parameters without data. By default each joins its like in the nearest module: biases and norms
+            beside biases and norms, matrices beside matrices.
         rent: Price of a doubling of parameters, in points of score: what a seed must bring to be worth it.
         horizon: Number of steps, if known: policies plan with it, and the last step decides nothing any more and calls
             :meth:`finish`.
@@ -80,7 +85,8 @@ class Growth:
 
     Raises:
         ValueError: For slots, policies or blueprints that do not exist, a model that grows already, an optimizer that
-            does not train the model, a budget below the cheapest blueprint. Nothing has changed then.
+            does not train the model or cannot take in parameters while it runs, a budget below the cheapest blueprint.
+            Nothing has changed then.
 
     Example:
         >>> import torch
@@ -99,6 +105,7 @@ class Growth:
         slots: Sequence[str] | str = "auto",
         example_input: Any,
         policy: str | Path | Policy | Rule = "heuristic",
+        param_group: ParamGroup | None = None,
         budget: int | None = None,
         flops_budget: int | None = None,
         rent: float = 0.02,
@@ -112,7 +119,13 @@ class Growth:
         causal: bool | None = None,
     ) -> None:
         host = unwrap(model)
-        check_options(rent=rent, horizon=horizon, train_samples=train_samples, contributions=contributions)
+        check_options(
+            rent=rent,
+            horizon=horizon,
+            train_samples=train_samples,
+            contributions=contributions,
+            param_group=param_group,
+        )
         check_optimizer(optimizer, host)
         self.policy = make_policy(policy)
         self.example_input = example_input
@@ -123,6 +136,7 @@ class Growth:
             names,
             example_input,
             optimizer=optimizer,
+            param_group=param_group,
             budget=budget,
             flops_budget=flops_budget,
             blueprints=blueprints,
@@ -131,6 +145,7 @@ class Growth:
         )
         try:
             check_budget(self.network, blueprints)
+            check_joining(self.network)
             self.policy.reset(1, seed)
         except Exception:
             self.network.remove()
@@ -147,6 +162,7 @@ class Growth:
         self._contributions = contributions
         self._governor = Governor(self.network, optimizer) if governor else None
         self._probe = Probe(self.network, optimizer)
+        self._loading = guard_loading(optimizer)
         self._parallel: ranks.GrowingParallel | None = None
         self._observations: list[Observation] = []
         self._policy_is_ahead = False  # it has seen one that led to no decision
@@ -178,7 +194,8 @@ class Growth:
                 ``train_loss`` is not a number.
             IllegalMoveError: If the policy asks for what a slot does not accept; other ValueErrors as
                 :meth:`GrowingNetwork.check <esper.network.growing_network.GrowingNetwork.check>` says.
-            RuntimeError: After :meth:`remove`, as from every method that needs the model.
+            RuntimeError: If something else than the optimizer trains the host, so that seeds do not learn; after
+                :meth:`remove`, as from every method that needs the model.
 
         After an error of measuring or deciding, whoever raised it, Growth and the model are as before (a rollback is
         taken back too); what ``evaluate`` itself drew or changed is not taken back, nor is a failure while the decision
@@ -189,6 +206,7 @@ class Growth:
         if not callable(evaluate):
             raise ValueError(f"step() takes the function evaluate() -> (loss, score), got {type(evaluate).__name__}")
         train_loss = training_loss(train_loss)
+        self._probe.check_training()
         run = self._run
         with all_or_nothing() as undo:
             undo.callback(self._probe.resume_interval)
@@ -204,7 +222,7 @@ class Growth:
                 found, evaluations, seconds = self._attribute(evaluate, (loss, score))
             run.decision += 1
             run.rolled_back = rolled_back
-            run.learning_rate = float(self.optimizer.param_groups[0]["lr"])
+            run.learning_rate = learning_rate(self.optimizer.param_groups[0])
             if train_loss is not None:
                 run.train_losses.append(train_loss)
             run.record(loss, score)
@@ -364,6 +382,7 @@ class Growth:
         if not self._removed:
             self._removed = True
             self._probe.remove()
+            self._loading.remove()
             self.network.remove()
 
     def _check_in_use(self) -> None:

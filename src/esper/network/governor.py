@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from esper.lifecycle import ACTIVE_STAGES, Stage
+from esper.network import optimizer as surgery
 from esper.network.growing_network import Event, GrowingNetwork
 from esper.network.slot import Slot
 
@@ -136,7 +137,7 @@ class Governor:
 def _restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load the state of every parameter but keep the groups' settings, such as the learning rate, of now."""
     settings = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    surgery.go_back(optimizer, state)
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update(kept)
     optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
@@ -71,6 +72,8 @@ class GrowingNetwork:
         example_input: What the model is called with, once, to see what the slots carry: a tensor, a tuple (positional
             arguments) or a mapping (keyword arguments).
         optimizer: Takes the seeds' parameters in and lets them go. ``None``: the caller looks after them.
+        param_group: Names the param group that a seed's parameter joins: a function of its name, the parameter and the
+            slot's name. ``None``: that of its like in the host (:func:`esper.network.optimizer.place`).
         budget: Cap on added parameters, seeds in every stage counted; ``None`` for no cap. A blueprint can be
             germinated only if its largest style (gate) fits, so that the choice of a style is always free.
         flops_budget: Cap on added FLOPs of a forward pass over one sample of the example's size; ``None`` for no cap.
@@ -100,6 +103,7 @@ class GrowingNetwork:
         example_input: Any,
         *,
         optimizer: Optimizer | None = None,
+        param_group: surgery.ParamGroup | None = None,
         budget: int | None = None,
         flops_budget: int | None = None,
         blueprints: Sequence[str] = BLUEPRINT_NAMES,
@@ -113,7 +117,9 @@ class GrowingNetwork:
         self.budget = budget
         self.flops_budget = flops_budget
         self.seed = seed
-        sites = survey(model, names, example_input, causal=causal)
+        self._param_group = param_group
+        with surgery.forward_order(model) as self._order:
+            sites = survey(model, names, example_input, causal=causal)
         self.slots = tuple(Slot(site, place) for site, place in zip(sites, find_places(model, names), strict=True))
         self._gradients = None if optimizer is None else IsolatedGradients(optimizer)
         self.decision = 0
@@ -187,6 +193,11 @@ class GrowingNetwork:
         """The parameters of the model that are no seed's."""
         seeds = {id(p) for p in self.seed_parameters()}
         return [p for p in self.model.parameters() if id(p) not in seeds]
+
+    def blueprints_for(self, slot: Slot) -> list[str]:
+        """Names of the blueprints that fit a slot and are allowed, whatever the budget says."""
+        possible = self._fits[self.slots.index(slot)] & self._allowed
+        return [name for name, fits in zip(BLUEPRINT_NAMES, possible, strict=True) if fits]
 
     def _affordable(self) -> np.ndarray:
         """``[S, 13]``: may be germinated as far as the slot's form, the allowed blueprints and the budget go."""
@@ -313,11 +324,30 @@ class GrowingNetwork:
         entropy = (self.seed, self.slots.index(slot), slot.life.germinations)
         device, dtype = form_of(slot, self.model)
         seed = plant(blueprint, slot.spec, style, entropy=entropy, device=device, dtype=dtype)
-        slot.germinate(seed, decision.blueprint, decision.style)
-        if self.optimizer is not None:
-            group = surgery.home_group(self.optimizer, slot.module)
-            surgery.join(self.optimizer, group, slot.named_parameters())
+        before = copy.copy(slot.life)
+        try:
+            slot.germinate(seed, decision.blueprint, decision.style)
+            if self.optimizer is not None:
+                named = slot.named_parameters()
+                surgery.join(self.optimizer, self.param_groups_for(slot, named), named)
+        except BaseException:  # an interrupt, too, must not leave a seed that the optimizer does not know
+            if self.optimizer is not None:
+                surgery.leave(self.optimizer, seed.parameters())
+            slot.seed, slot.life = None, before
+            slot.refresh()
+            raise
         return self._event(slot, "germinated")
+
+    def param_groups_for(self, slot: Slot, named: Sequence[tuple[str, nn.Parameter]]) -> list[int]:
+        """Index of the optimizer's param group that each of these new, named parameters of a slot's seed joins.
+
+        Raises:
+            ValueError: If the user's ``param_group`` names none.
+        """
+        assert self.optimizer is not None
+        if self._param_group is not None:
+            return [surgery.ask(self.optimizer, self._param_group, name, p, slot.name) for name, p in named]
+        return surgery.place(self.optimizer, surgery.nearest(self._order, slot.name), [p for _, p in named])
 
     def _clear(self, slot: Slot) -> Event:
         """Take the seed out, with its parameters and their optimizer state."""

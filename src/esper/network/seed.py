@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,13 @@ class Seed(nn.Module):
     def blend(self, h: Tensor) -> Tensor:
         """The slot's output with the seed blended in at ``alpha``; the same shape as ``h``."""
         return self.mix(h, self.effect(h))
+
+
+@cache
+def seed_parameters(blueprint: str, spec: SlotSpec, style: str) -> list[tuple[str, nn.Parameter]]:
+    """The named parameters that a seed of this blueprint and style would bring; nothing is allocated."""
+    with torch.device("meta"):
+        return list(Seed(blueprint, spec, style).named_parameters())
 
 
 def plant(

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 from torch.optim import lr_scheduler as schedulers
 
+from esper.network import optimizer as surgery
 from esper.network.growing_network import GrowingNetwork
-from network.hosts import WAIT, HostCase, advance, fossilize, germinate, grow, host_case, prune
+from network.hosts import WAIT, HostCase, advance, fossilize, germinate, grow, host_case, prune, same
 
 OPTIMIZERS: dict[str, Callable[[list], Optimizer]] = {
     "SGD": lambda groups: SGD(groups, lr=0.05, momentum=0.9),
@@ -94,6 +95,97 @@ def test_new_parameters_join_the_group_of_their_slots_module() -> None:
         added = optimizer.param_groups[group]["params"][-2:]
         assert all(a is b for a, b in zip(added, network.slots[slot].parameters(), strict=True))
     assert len(optimizer.param_groups) == 2
+
+
+class Finetuned(nn.Module):
+    """A pretrained body and a new head; slots: body.1 (between its layers), head.0 and head.2 (activations)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
+        self.embed = nn.Embedding(5, 8)
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.body(self.embed(tokens)))
+
+
+def split(model: Finetuned) -> AdamW:
+    """Body (0, 1) and head (2, 3) at their own rates, each split into decayed matrices and the rest."""
+    groups = []
+    for part, rate in (([model.embed, model.body], 1e-6), ([model.head], 1e-2)):
+        own = [p for module in part for p in module.parameters()]
+        tables = [model.embed.weight]
+        matrices = [p for p in own if p.dim() == 2 and p is not tables[0]]
+        rest = [p for p in own if all(p is not m for m in matrices)]
+        groups += [{"params": matrices, "lr": rate}, {"params": rest, "lr": rate, "weight_decay": 0.0}]
+    return AdamW(groups)
+
+
+@pytest.mark.parametrize(("slot", "matrices", "vectors"), [("body.1", 0, 1), ("head.0", 2, 3), ("head.2", 2, 3)])
+@pytest.mark.parametrize("blueprint", ["mlp", "norm", "lora"])
+def test_each_parameter_joins_its_like_in_the_nearest_part(
+    slot: str, matrices: int, vectors: int, blueprint: str
+) -> None:
+    """A head at 1e-2 gives its seeds 1e-2, and no bias or norm is decayed; whatever the order of definition."""
+    model = Finetuned()
+    optimizer = split(model)
+    network = GrowingNetwork(model, [slot], torch.randint(0, 5, (4,)), optimizer=optimizer)
+    network.step(germinate(blueprint, style="gate"))
+    homes = {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    for parameter in network.seed_parameters():
+        assert homes[id(parameter)] == (vectors if parameter.dim() < 2 else matrices)
+
+
+def test_beside_an_embedding_a_seed_is_no_table() -> None:
+    """Embeddings are often kept from decaying; what stands behind one is not one."""
+    model = Finetuned()
+    optimizer = split(model)
+    network = GrowingNetwork(model, ["embed"], torch.randint(0, 5, (4,)), optimizer=optimizer)
+    network.step(germinate("mlp"))
+    assert [p.dim() for p in optimizer.param_groups[0]["params"][-2:]] == [2, 2]
+    assert {p.dim() for p in optimizer.param_groups[0]["params"]} == {2}
+
+
+def test_the_order_of_execution_is_found_by_running() -> None:
+    """Also of modules that never run themselves, because another reads their weights."""
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    with surgery.forward_order(model) as order:
+        x = torch.zeros(3, 8)
+        h, _ = model[0](model[1](x), x, x)
+    assert list(order) == ["1", "0", "0.out_proj", ""]
+    assert not any(m._forward_hooks for m in model.modules())
+    assert surgery.nearest(order, "0")[:2] == [model[0], model[0].out_proj]
+    assert h.shape == (3, 8)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+def test_a_germination_that_is_interrupted_leaves_nothing(
+    error: type[BaseException], after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = host_case("vector")
+    optimizer = Adam(case.model.parameters(), lr=0.01)
+    network = grow(case, optimizer=optimizer)
+    train(case, optimizer)
+    insert, calls = surgery._insert, []
+
+    def interrupted(*args: object) -> None:
+        calls.append(args)
+        if len(calls) > after:
+            raise error
+        insert(*args)  # type: ignore[arg-type]
+
+    before = copy.deepcopy([network.state_dict(), optimizer.state_dict()])
+    monkeypatch.setattr(surgery, "_insert", interrupted)
+    with pytest.raises(error):
+        network.step(germinate("mlp"))
+    monkeypatch.undo()
+    assert same([network.state_dict(), optimizer.state_dict()], before)
+    assert not any(m._forward_hooks for m in case.model.modules())
+    network.step(germinate("mlp"))
+    train(case, optimizer)
+    assert len(optimizer.param_groups[0]["params"]) == 10
 
 
 def test_named_parameters_keep_their_names() -> None:

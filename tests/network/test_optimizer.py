@@ -142,9 +142,35 @@ def test_beside_an_embedding_a_seed_is_no_table() -> None:
     model = Finetuned()
     optimizer = split(model)
     network = GrowingNetwork(model, ["embed"], torch.randint(0, 5, (4,)), optimizer=optimizer)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
     network.step(germinate("mlp"))
-    assert [p.dim() for p in optimizer.param_groups[0]["params"][-2:]] == [2, 2]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [sizes[0] + 2, sizes[1] + 2, *sizes[2:]]
+
+
+class Filtered(nn.Module):
+    """Sequences [N, L, 8] through a convolution and a linear map; slot: mix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(8, 8, 3, padding=1)
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.stem(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_kernels_of_convolutions_stay_beside_kernels() -> None:
+    """As where one group is for matrices alone."""
+    model = Filtered()
+    own = list(model.parameters())
+    optimizer = AdamW(
+        [{"params": [p for p in own if p.dim() == 2]}, {"params": [p for p in own if p.dim() != 2]}], lr=0.01
+    )
+    network = GrowingNetwork(model, ["mix"], torch.randn(4, 6, 8), optimizer=optimizer)
+    network.step(germinate("conv", style="gate"))
+    assert any(p.dim() == 3 for p in network.seed_parameters())
     assert {p.dim() for p in optimizer.param_groups[0]["params"]} == {2}
+    assert {p.dim() for p in optimizer.param_groups[1]["params"]} == {1, 3}
 
 
 def test_the_order_of_execution_is_found_by_running() -> None:

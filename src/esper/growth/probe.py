@@ -18,7 +18,7 @@ from esper.network.growing_network import GrowingNetwork
 
 
 class Probe:
-    """Measures the last batch of every interval, through a hook on the optimizer's step.
+    """Measures the last batch of every interval, through hooks on the optimizer's step.
 
     An interval is taken to be as long as the one before it. In the first interval the batches 1, 2, 4, 8, … are
     measured, so that the latest measurement is never older than half the interval. A measured batch runs without
@@ -39,13 +39,23 @@ class Probe:
         self._eager = ExitStack()  # apart from the recorders: it must not keep the network, and so this probe, alive
         weakref.finalize(self, self._eager.close)
         self._optimizer = optimizer
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._in_step = False
         self._scale = 1.0  # of the loss, at the latest measured step
         self._at_start: list[Tensor | None] = []  # gradients at the slots when measuring began
         self._norms: dict[str, float] | None = None  # of the host's parameters, when the interval began
         self._warned = False
 
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._in_step = True
+
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._in_step:  # hooks run twice where a subclass calls the step of its parent
+            return
+        self._in_step = False
         if self._open is not None:
             self._scale = _loss_scale()
         self._stop()
@@ -127,9 +137,10 @@ class Probe:
         self._start_if_due()
 
     def remove(self) -> None:
-        """Take the hook off the optimizer."""
+        """Take the hooks off the optimizer."""
         self._stop()
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the interval the run is."""

@@ -123,7 +123,8 @@ class ByHand(nn.Module):
 
 
 def assert_same_weights(loop: Loop, twin: ByHand) -> None:
-    ours = [*loop.model.parameters(), *loop.growth.network.seed_parameters()]
+    network = loop.growth.network
+    ours = [*network.host_parameters(), *network.seed_parameters()]
     for a, b in zip(ours, [*twin.host.parameters(), *twin.seed.parameters()], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -219,7 +220,7 @@ class Sharpness(optim.Optimizer):
     @torch.no_grad()
     def first_step(self) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 self.state[p]["uphill"] = group["rho"] * p.grad
                 p.add_(self.state[p]["uphill"])
         self.zero_grad()
@@ -228,7 +229,7 @@ class Sharpness(optim.Optimizer):
     def second_step(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
-                p.sub_(self.state[p]["uphill"])
+                p.sub_(self.state[p].pop("uphill", torch.zeros(())))
         self.base_optimizer.step()
 
 
@@ -435,7 +436,7 @@ def test_the_user_may_name_the_group_of_each_parameter() -> None:
         return optim.AdamW([{"params": parameters[:3]}, {"params": parameters[3:], "lr": 1e-4}])
 
     loop = looping(make, germinate("mlp"), param_group=choose)
-    assert ("3.seed.blueprint.bias", 1, "3") in asked, "asked about everything that may come"
+    assert ("3.esper_seed.blueprint.bias", 1, "3") in asked, "asked about everything that may come"
     loop.epochs(1)
     sizes = [[tuple(p.shape) for p in group["params"][3:]] for group in loop.optimizer.param_groups]
     assert sizes == [[(16,), (8,)], [(16, 8), (8, 16)]]
@@ -443,7 +444,7 @@ def test_the_user_may_name_the_group_of_each_parameter() -> None:
 
 @pytest.mark.parametrize("answer", [2, -1, None, "decay", False, 0.0])
 def test_a_group_that_does_not_exist_is_refused_before_anything_grows(answer: Any) -> None:
-    with pytest.raises(ValueError, match=r"param_group\('1\.seed\..*index of one of the optimizer's 1 param group"):
+    with pytest.raises(ValueError, match=r"param_group\('1\.esper_seed\..*index of one of the optimizer's 1 param group"):
         looping(WORKING["Adam"], param_group=lambda name, parameter, slot: answer)
     with pytest.raises(ValueError, match="param_group is a function of"):
         looping(WORKING["Adam"], param_group=1)

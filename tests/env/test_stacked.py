@@ -152,18 +152,17 @@ def test_every_blueprint_in_every_style_lives_as_in_the_loop(double, name):
 
 def test_seeds_in_several_slots_and_prunes_while_isolated_are_as_in_the_loop(double):
     loop, stacked, _ = both(small(get_task("mnist1d")), 3)
-    conv, norm, mlp = (BLUEPRINT_NAMES.index(name) for name in ("conv", "norm", "mlp"))
-    step_both(loop, stacked, {row: Decision(Op.GERMINATE, slot=row, blueprint=conv) for row in range(3)})
-    step_both(loop, stacked, {row: Decision(Op.GERMINATE, slot=(row + 1) % 3, blueprint=mlp) for row in range(3)})
+    step_both(loop, stacked, {row: Decision(Op.GERMINATE, slot=row, blueprint="conv") for row in range(3)})
+    step_both(loop, stacked, {row: Decision(Op.GERMINATE, slot=(row + 1) % 3, blueprint="mlp") for row in range(3)})
     step_both(loop, stacked, {0: Decision(Op.PRUNE, slot=0), 1: Decision(), 2: Decision(Op.ADVANCE, slot=2)})
-    step_both(loop, stacked, {row: Decision(Op.GERMINATE, slot=(row + 2) % 3, blueprint=norm) for row in range(3)})
+    step_both(loop, stacked, {row: Decision(Op.GERMINATE, slot=(row + 2) % 3, blueprint="norm") for row in range(3)})
     step_both(loop, stacked, {row: Decision() for row in range(3)})
 
 
 def test_any_rows_may_step_or_begin_anew_while_the_others_stand(double):
     task = small(get_task("digits"))
     loop, stacked, _ = both(task, 4)
-    germinate = Decision(Op.GERMINATE, slot=0, blueprint=BLUEPRINT_NAMES.index("conv"))
+    germinate = Decision(Op.GERMINATE, slot=0, blueprint="conv")
     step_both(loop, stacked, dict.fromkeys([3, 1], germinate))
     step_both(loop, stacked, {0: germinate, 3: Decision()})
     fresh = {1: Episode(seed=99, horizon=12, rent=0.0, learning_rate=1e-2)}
@@ -180,8 +179,7 @@ def test_hosts_that_train_for_different_times_are_as_in_the_loop(double):
     }
     loop, stacked = LoopEngine(task, 4), StackedEngine(task, 4)
     assert_same_reports(loop.reset(begun), stacked.reset(begun))
-    conv = BLUEPRINT_NAMES.index("conv")
-    step_both(loop, stacked, dict.fromkeys(range(4), Decision(Op.GERMINATE, slot=1, blueprint=conv)))
+    step_both(loop, stacked, dict.fromkeys(range(4), Decision(Op.GERMINATE, slot=1, blueprint="conv")))
     step_both(loop, stacked, dict.fromkeys(range(4), Decision(Op.ADVANCE, slot=1, tempo=1)))
     reports = step_both(loop, stacked, dict.fromkeys(range(4), Decision()))
     assert [report.train_samples_seen / task.batch_size for report in reports.values()] == [6, 15, 6, 3]
@@ -228,14 +226,14 @@ def poison(engine, row, *, seed):
 def test_a_diverged_host_is_rolled_back_as_in_the_loop(double, seed):
     task = small(get_task("digits"))
     loop, stacked, _ = both(task, 3)
-    germinate = Decision(Op.GERMINATE, slot=0, blueprint=BLUEPRINT_NAMES.index("mlp"))
+    germinate = Decision(Op.GERMINATE, slot=0, blueprint="mlp")
     waiting = dict.fromkeys(range(3), Decision())
     step_both(loop, stacked, dict.fromkeys(range(3), germinate))
     step_both(loop, stacked, dict.fromkeys(range(3), Decision(Op.ADVANCE, slot=0)))
     step_both(loop, stacked, waiting)
     for engine in (loop, stacked):
         poison(engine, 1, seed=seed)
-    late = Decision(Op.GERMINATE, slot=1, blueprint=BLUEPRINT_NAMES.index("conv"))
+    late = Decision(Op.GERMINATE, slot=1, blueprint="conv")
     reports = step_both(loop, stacked, waiting | {1: late})
     assert [report.reading.rolled_back for report in reports.values()] == [False, True, False]
     assert reports[1].reading.slots[1].blueprint == -1

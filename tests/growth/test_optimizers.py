@@ -444,7 +444,7 @@ def test_the_user_may_name_the_group_of_each_parameter() -> None:
 
 @pytest.mark.parametrize("answer", [2, -1, None, "decay", False, 0.0])
 def test_a_group_that_does_not_exist_is_refused_before_anything_grows(answer: Any) -> None:
-    with pytest.raises(ValueError, match=r"param_group\('1\.esper_seed\..*index of one of the optimizer's 1 param group"):
+    with pytest.raises(ValueError, match=r"param_group\('1\.esper_seed\..*one of the optimizer's 1 param group"):
         looping(WORKING["Adam"], param_group=lambda name, parameter, slot: answer)
     with pytest.raises(ValueError, match="param_group is a function of"):
         looping(WORKING["Adam"], param_group=1)

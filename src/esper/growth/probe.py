@@ -101,9 +101,9 @@ class Probe:
             raise RuntimeError(
                 f"{changed[0]} and others have changed since the last step of growth, but the {name} that Growth was "
                 "given has made no step: something else trains the host, and seeds do not learn with it. Train with "
-                f"that {name} (growth.optimizer; for other settings change its param_groups), or, to go on with another "
-                "one, keep growth.grown_model(), call growth.remove() and build a new esper.Growth with it. If you "
-                "have loaded weights, train before the next step of growth"
+                f"that {name} (growth.optimizer; for other settings change its param_groups), or, to go on with "
+                "another one, keep growth.grown_model(), call growth.remove() and build a new esper.Growth with it. If "
+                "you have loaded weights, train before the next step of growth"
             )
         strangers = [name for name in changed if name not in own]
         if strangers and not self._warned:

@@ -7,14 +7,16 @@ Example:
     (2,)
 """
 
+from esper.simic.control import RunningMeanStd
 from esper.simic.evaluation import EvaluationResult, evaluate, load_bundle
 from esper.simic.locksmith import register_environments
 from esper.simic.ppo import PPOConfig
+from esper.simic.rollout_buffer import RolloutBuffer
 from esper.simic.training.callbacks import Callback, Plan
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.progress import Progress
 from esper.simic.training.vectorized import TrainResult, train
-from esper.tamiyo.networks.config import NetworkOptions
+from esper.tamiyo.networks import NetworkOptions
 
 __all__ = [
     "Callback",
@@ -23,6 +25,8 @@ __all__ = [
     "PPOConfig",
     "Plan",
     "Progress",
+    "RolloutBuffer",
+    "RunningMeanStd",
     "TrainConfig",
     "TrainResult",
     "evaluate",

@@ -382,6 +382,8 @@ def test_an_interrupted_save_leaves_the_old_policy(
     [
         "from esper.tamiyo.networks import FactoredRecurrentActorCritic",
         "from esper.tamiyo.networks.action_tree import ActionTree",
+        "from esper.tamiyo import *",
+        "from esper.simic import *",
         "from esper.tamiyo.policy import MaskedCategorical",
         "from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle",
         "from esper.simic.control.normalization import RunningMeanStd",

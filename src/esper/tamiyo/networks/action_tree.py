@@ -21,7 +21,7 @@ from esper.heads import Head
 from esper.tamiyo.networks.checks import Masks
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear, stacked
-from esper.tamiyo.policy.masked_categorical import MaskedCategorical, gumbel_noise, negative_plogp
+from esper.tamiyo.networks.masked_categorical import MaskedCategorical, gumbel_noise, negative_plogp
 
 Chooser = Callable[[str, MaskedCategorical, Tensor | None], Tensor]
 """Head name, its distribution, and bool ``[N, 1]`` rows in which it is used (``None``: all) → choices int64 ``[N]``."""

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical
 
+from esper.tamiyo.networks.masked_categorical import gumbel_noise
 from esper.tamiyo.policy import MaskedCategorical
-from esper.tamiyo.policy.masked_categorical import gumbel_noise
 
 
 @st.composite

@@ -23,7 +23,7 @@ class Head:
 
     Args:
         name: Unique name; the key of the head's action, mask and log-probability.
-        num_choices: Number of choices n_h. ``0`` means *one choice a slot*: the head points at the S slots.
+        num_choices: Number of choices n_h. ``0`` means *one choice per slot*: the head points at the S slots.
         parent: The head whose choice may condition this head's mask (mask shape ``[B, n_parent, n_h]``).
         used_when: Ancestor heads and, for each, the choices under which this head is used; the head has no influence
             otherwise. A head whose parent is unused is unused too. Empty: used whenever its parent is.

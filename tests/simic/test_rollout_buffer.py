@@ -193,7 +193,7 @@ def test_numbers_of_a_step_have_one_shape_and_type(name: str, shape: list[int], 
     if shape == [2] and (dtype.is_floating_point if name == "rewards" else dtype == torch.bool):
         buffer.add(step)
     else:
-        with pytest.raises(ValueError, match=rf"'{name}': expected .* of shape \(2,\), one an environment, got torch"):
+        with pytest.raises(ValueError, match=rf"'{name}': expected .* of shape \(2,\), one per environment, got torch"):
             buffer.add(step)
 
 

@@ -292,7 +292,7 @@ def test_rows_to_ignore_become_zeros_that_allow_everything() -> None:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_final_observations_are_read_for_the_rows_asked_for(batched: bool) -> None:
-    """One object an environment, as Gymnasium gives them, or arrays over all environments."""
+    """One object per environment, as Gymnasium gives them, or arrays over all environments."""
     envs = masked(spaces.MultiBinary(2), TWO)
     adapter = EnvironmentAdapter(envs)
     shown = [{"action_mask": np.array([1, k % 2], np.int8), "observation": np.full(4, k, np.float32)} for k in range(3)]

@@ -35,7 +35,7 @@ class PPOCommand:
     sample: bool = False
     """Draw actions in those episodes, instead of taking the most probable ones."""
     quiet: bool = False
-    """One line an update instead of a live table."""
+    """One line per update instead of a live table."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """The training run."""
 

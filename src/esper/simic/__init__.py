@@ -1,4 +1,4 @@
-"""Simic teaches: PPO for recurrent policies with factored, masked, dependent heads, over any Gymnasium environment.
+"""Simic trains: PPO for recurrent policies with factored, masked, dependent heads, over any Gymnasium environment.
 
 Example:
     >>> from esper import simic

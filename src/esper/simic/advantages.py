@@ -70,7 +70,7 @@ def compute_advantages(
         terminated: Whether the step ended its episode for good, [T, K] bool.
         truncated: Whether the step was the last before a time limit, [T, K] bool.
         valid: False for rows that belong to no episode (the reset row of next-step autoreset), [T, K] bool.
-        gamma: Discount a step, in [0, 1].
+        gamma: Discount per step, in [0, 1].
         gae_lambda: 0 for one-step differences, 1 for Monte Carlo.
         likelihood_ratios: pi(a_t|s_t) / mu(a_t|s_t) of the actions taken, [T, K]; ``None``: they are all 1.
     """

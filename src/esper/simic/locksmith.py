@@ -43,7 +43,7 @@ CEILINGS: dict[str, float] = {
 class Locksmith(gym.Env):
     """Four doors, four keys, and two doors in reach at a time.
 
-    First every door is shown with the key that opens it, one door a step; all that may be done is to wait. Then come
+    First every door is shown with the key that opens it, one door per step; all that may be done is to wait. Then come
     eight rounds without anything to see. In each, two doors drawn at random are in reach, and the action mask is all
     that tells which. Opening one of them with its key earns 1/8; a wrong key or waiting earns nothing; reaching for a
     door that is out of reach (which only an agent that ignores the mask can do) ends the episode.

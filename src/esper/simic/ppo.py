@@ -32,7 +32,7 @@ class PPOConfig:
     anneal_learning_rate: bool = True
     """Let the learning rate fall linearly to zero over the training."""
     gamma: float = 0.99
-    """Discount a step, in [0, 1]."""
+    """Discount per step, in [0, 1]."""
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation: 0 for one-step differences, 1 for Monte Carlo."""
     clip: float = 0.2
@@ -40,7 +40,7 @@ class PPOConfig:
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
-    """Gradient steps a pass; sequences stay whole."""
+    """Gradient steps per pass; sequences stay whole."""
     max_sequence_length: int | None = None
     """Steps through which gradients flow back; longer sequences are cut and begin with their stored hidden state.
     ``None``: through the whole rollout, up to an episode's start."""
@@ -53,10 +53,10 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     """The gradient is scaled down to this norm."""
     target_kl: float | None = None
-    """Stop the update when the joint policy has moved 1.5 times this far (nats a step); ``None``: never."""
+    """Stop the update when the joint policy has moved 1.5 times this far (nats per step); ``None``: never."""
     normalize_advantages: bool = True
     """Give each head's advantages mean 0 and standard deviation 1 over the rows in which the head could matter, in each
-    vector environment by itself: a task in which little is at stake teaches as much as one in which much is."""
+    vector environment by itself: a task in which little is at stake counts as much as one in which much is."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1), ("clip", 0, 1)):
@@ -103,12 +103,12 @@ def update(
         generator: Decides the minibatches.
 
     Returns:
-        Metrics. ``/{head}`` means one number a head, over the rows in which that head could matter (NaN when there was
-        none). From the gradient steps, averaged: ``policy_loss``, ``value_loss``, ``grad_norm``, ``kl`` (joint, nats a
-        step), ``kl/{head}``, ``clip_fraction/{head}``, ``gradient_share/{head}`` (share of the policy gradient, taken
-        at the log-probabilities), and ``gradient_steps``. From the first one: ``first_ratio_error/{head}``, the
-        greatest ``|ratio − 1|``, which is rounding error unless rollout and update disagree. And those of
-        :func:`rollout_metrics`.
+        Metrics. ``/{head}`` means one number per head, over the rows in which that head could matter (NaN when there
+        was none). From the gradient steps, averaged: ``policy_loss``, ``value_loss``, ``grad_norm``, ``kl`` (joint,
+        nats per step), ``kl/{head}``, ``clip_fraction/{head}``, ``gradient_share/{head}`` (share of the policy
+        gradient, taken at the log-probabilities), and ``gradient_steps``. From the first one:
+        ``first_ratio_error/{head}``, the greatest ``|ratio − 1|``, which is rounding error unless rollout and update
+        disagree. And those of :func:`rollout_metrics`.
 
     Raises:
         RuntimeError: When the gradient is not finite; the weights are as before that step.

@@ -149,7 +149,7 @@ class RolloutBuffer:
             right = tensor.dtype == torch.bool if name in _FLAGS else tensor.is_floating_point()
             if not right or tuple(tensor.shape) != (self.num_envs,):
                 raise ValueError(
-                    f"'{name}': expected {kind} of shape ({self.num_envs},), one an environment, "
+                    f"'{name}': expected {kind} of shape ({self.num_envs},), one per environment, "
                     f"got {tensor.dtype} {tuple(tensor.shape)}"
                 )
 
@@ -198,7 +198,7 @@ class RolloutBuffer:
 
         Args:
             last_values: V of the state that followed the last step, [K].
-            gamma: Discount a step.
+            gamma: Discount per step.
             gae_lambda: λ of GAE.
             reward_scale: What rewards are multiplied with before the critic learns them.
             paired: The environments share their luck; see :func:`esper.simic.advantages.mean_of_others`.

@@ -52,7 +52,7 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
 
 
 def heads_of(space: spaces.Space) -> HeadTable:
-    """A table of heads for an action space: one head a choice, each used always and drawn after the ones before it.
+    """A table of heads for an action space: one head per choice, each used always and drawn after the ones before it.
 
     Raises:
         ValueError: For a space that is not discrete.
@@ -168,7 +168,7 @@ class EnvironmentAdapter:
             return 0
         space = self._entries[SLOTS]
         if not (isinstance(space, (spaces.Box, spaces.MultiDiscrete)) and len(space.shape) == 1):
-            raise ValueError(f"observation '{SLOTS}': expected a vector of integers, one a slot, got {space}")
+            raise ValueError(f"observation '{SLOTS}': expected a vector of integers, one per slot, got {space}")
         return int(space.shape[0])
 
     def _check_heads(self) -> None:
@@ -244,7 +244,7 @@ class EnvironmentAdapter:
             batch, expected = np.asarray(entries[key]), (rows, *(space.shape or ()))
             if batch.shape != expected or batch.dtype.kind not in "biuf":
                 raise ValueError(
-                    f"observation '{key}': expected numbers of shape {expected}, one row an environment, "
+                    f"observation '{key}': expected numbers of shape {expected}, one row per environment, "
                     f"got {batch.dtype} {batch.shape}"
                 )
 

@@ -77,7 +77,7 @@ class Collector:
         self.episodes: list[Episode] = []
         """Episodes that ended during the last rollout."""
         self.hindsight: Hindsight | None = None
-        """Judges the same steps under another objective, if the environments tell of one."""
+        """Judges the same steps under another objective, if the environments offer one."""
 
     def reset(self, policy: LSTMPolicyBundle, seed: int) -> None:
         """Begin a new episode everywhere."""
@@ -184,12 +184,12 @@ class Collector:
         self._lengths += valid
         if not ended.any():
             return
-        told = infos.get("final_info", {}).get(EPISODE_METRICS) or infos.get(EPISODE_METRICS) or {}
+        reported = infos.get("final_info", {}).get(EPISODE_METRICS) or infos.get(EPISODE_METRICS) or {}
         for k in np.flatnonzero(ended):
             metrics = {
                 name: float(values[k])
-                for name, values in told.items()
-                if not name.startswith("_") and told.get(f"_{name}", ended)[k]
+                for name, values in reported.items()
+                if not name.startswith("_") and reported.get(f"_{name}", ended)[k]
             }
             self.episodes.append(Episode(int(k), float(self._rewards[k]), int(self._lengths[k]), metrics))
         self._rewards[ended] = 0.0
@@ -199,11 +199,11 @@ class Collector:
 
     @property
     def resumable(self) -> bool:
-        """Whether the environments can tell and take their state."""
+        """Whether the environments can give and take their state."""
         return hasattr(self.envs, "state_dict") and hasattr(self.envs, "load_state_dict")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from, as a copy; ``None`` for environments that cannot tell their state."""
+        """Everything to go on from, as a copy; ``None`` for environments that cannot give their state."""
         return {
             "envs": copy.deepcopy(self.envs.state_dict()) if self.resumable else None,  # type: ignore[attr-defined]
             "inputs": self._inputs._asdict(),

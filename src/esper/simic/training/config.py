@@ -1,4 +1,4 @@
-"""What a training run can be told; every field is an option of the command line."""
+"""What a training run takes; every field is an option of the command line."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Hindsight:
     def _features(self, infos: Mapping[str, Any]) -> Tensor:
         if OTHER_OBJECTIVE not in infos:
             raise ValueError(
-                f"the environment told of another objective at its first reset, so infos['{OTHER_OBJECTIVE}'] is "
+                f"the environment offered another objective at its first reset, so infos['{OTHER_OBJECTIVE}'] is "
                 "expected after every reset and step, and in infos['final_info']; got none"
             )
         return self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["features"], dtype=np.float32))

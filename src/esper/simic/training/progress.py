@@ -17,13 +17,13 @@ from esper.simic.training.callbacks import Callback, Plan
 
 
 class Progress(Callback):
-    """Shows a run as it goes: a live table in a terminal, or one line an update.
+    """Shows a run as it goes: a live table in a terminal, or one line per update.
 
     Return, score and whatever else the environment reports of its episodes (``episode/{name}`` in the metrics) keep
     their last known value through updates in which no episode ended.
 
     Args:
-        quiet: One line an update. Also when the output is no terminal.
+        quiet: One line per update. Also when the output is no terminal.
         console: Where to write; standard output by default.
     """
 

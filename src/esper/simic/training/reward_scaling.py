@@ -22,7 +22,7 @@ class RewardScaler:
 
     Args:
         num_envs: Environments of each rollout, in order.
-        gamma: Discount a step.
+        gamma: Discount per step.
         device: Where rollouts are kept.
     """
 

@@ -27,7 +27,7 @@ class RunDirectory:
         path: The directory; made if it is not there.
 
     ``config.json`` holds the training options under ``train``, the sizes of the network under ``network``, and what the
-    run was trained on under ``environment``. ``metrics.jsonl`` has one row an update; NaN is written as ``null``.
+    run was trained on under ``environment``. ``metrics.jsonl`` has one row per update; NaN is written as ``null``.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -43,7 +43,7 @@ class TrainResult:
     policy: LSTMPolicyBundle
     """The trained policy."""
     metrics: list[dict[str, float]] = field(repr=False)
-    """One row an update, of this call; see :func:`esper.simic.ppo.update` and :meth:`Trainer.update`."""
+    """One row per update, of this call; see :func:`esper.simic.ppo.update` and :meth:`Trainer.update`."""
     env_steps: int
     """Environment steps taken in all."""
     run_dir: Path | None

@@ -1,7 +1,7 @@
 """The action as a tree of dependent heads: the one place that defines the behaviour policy.
 
-Shapes: N rows (any batch, flattened), H size of the core, K number of heads, D size of a head's hidden layer, S slots,
-E size of a slot encoding, n choices of a head, C choices of all heads together.
+Shapes: N rows (any batch, flattened), H size of the core, K number of heads, D size of the hidden layer per head, S
+slots, E size of a slot encoding, n choices of a head, C choices of all heads together.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def most_valuable(op: str, op_values_NO: Tensor, share: float) -> Chooser:
 
 
 def stored(actions: Mapping[str, Tensor]) -> Chooser:
-    """A chooser that repeats ``actions`` (int64 ``[N]`` a head); what is stored for an unused head is not read."""
+    """A chooser that repeats ``actions`` (int64 ``[N]`` per head); what is stored for an unused head is not read."""
     return lambda name, distribution, used: actions[name] if used is None else actions[name] * used.squeeze(-1)
 
 
@@ -97,9 +97,9 @@ class Draw:
 
     distributions: dict[str, MaskedCategorical] = field(default_factory=dict)
     choices: dict[str, Tensor] = field(default_factory=dict)
-    """int64 ``[N]`` a head."""
+    """int64 ``[N]`` per head."""
     used: dict[str, Tensor] = field(default_factory=dict)
-    """bool ``[N, 1]`` a head; a head that is missing is used in every row."""
+    """bool ``[N, 1]`` per head; a head that is missing is used in every row."""
 
     @cached_property
     def layout(self) -> Layout:
@@ -211,7 +211,7 @@ class ActionTree(nn.Module):
 
     The hidden layers of all heads are one linear layer of the core. Each choice drawn adds its embedding to those of
     the heads after it, which is what a linear layer over (core, choices so far) computes. The output layers of all
-    heads lie in one matrix, a block of rows a head.
+    heads lie in one matrix, a block of rows per head.
     """
 
     def __init__(self, config: NetworkConfig) -> None:

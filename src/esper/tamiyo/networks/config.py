@@ -16,7 +16,7 @@ class NetworkOptions:
     hidden_dim: int = 128
     """Size of the LSTM and of the core, H."""
     head_dim: int = 64
-    """Size of each head's hidden layer, and of the critic's."""
+    """Size of the hidden layer per head, and of the critic's."""
     slot_dim: int = 64
     """Size of a slot's encoding, E, where the state has slots."""
     recurrent: bool = True

@@ -31,9 +31,9 @@ class ActionOutput(NamedTuple):
     """What :meth:`FactoredRecurrentActorCritic.get_action` returns."""
 
     actions: dict[str, Tensor]
-    """int64 ``[B]`` a head; 0 where the head is unused."""
+    """int64 ``[B]`` per head; 0 where the head is unused."""
     log_probs: dict[str, Tensor]
-    """float ``[B]`` a head; 0 where the head is unused."""
+    """float ``[B]`` per head; 0 where the head is unused."""
     value: Tensor
     """Q(s, op taken) ``[B]``."""
     state_value: Tensor
@@ -45,7 +45,7 @@ class ActionOutput(NamedTuple):
     sampled_op: Tensor
     """The op ``[B]``: the one that is the action, and that the value and every later head depend on."""
     entropies: dict[str, Tensor]
-    """float ``[B]`` a head, nats; 0 where the head is unused."""
+    """float ``[B]`` per head, nats; 0 where the head is unused."""
 
 
 class _EvaluationFields(NamedTuple):
@@ -59,14 +59,14 @@ class Evaluation(_EvaluationFields):
     """What ``evaluate_actions`` returns; unpacks as ``(log_probs, entropy, values, hidden)``.
 
     Attributes:
-        log_probs: float ``[B, T]`` a head, of the stored actions; 0 where the head is unused.
-        entropy: float ``[B, T]`` a head, nats; 0 where the head is unused.
+        log_probs: float ``[B, T]`` per head, of the stored actions; 0 where the head is unused.
+        entropy: float ``[B, T]`` per head, nats; 0 where the head is unused.
         values: Q(s, stored op) ``[B, T]``.
         hidden: Pair ``[num_layers, B, H]`` after the last step; ``None`` if it was not asked for.
         state_values: V(s) ``[B, T]``; its gradient flows through Q only, not through π.
         op_values: Q(s, ·) ``[B, T, O]``.
-        used: bool ``[B, T]`` a head: whether the stored action uses it.
-        could_matter: bool ``[B, T]`` a head: whether it is used and has more than one allowed choice.
+        used: bool ``[B, T]`` per head: whether the stored action uses it.
+        could_matter: bool ``[B, T]`` per head: whether it is used and has more than one allowed choice.
     """
 
     state_values: Tensor
@@ -323,7 +323,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         return value
 
     def _by_head(self, x_K: Tensor) -> dict[str, Tensor]:
-        """The last dimension, of one number a head, as a dict."""
+        """The last dimension, of one number per head, as a dict."""
         return dict(zip(self.heads.names, x_K.unbind(-1), strict=True))
 
     def _core(
@@ -343,7 +343,7 @@ class FactoredRecurrentActorCritic(nn.Module):
                 run_NR, numbers_NSF = self.standardizer(run_NR, numbers_NSF)
             slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, indices_NS)
             if self.summary_norm is not None:
-                # Else the summary, five times as large, would drown what is said about the run.
+                # Else the summary, five times as large, would outweigh what is said about the run.
                 summary_N2E = _SUMMARY_SCALE * self.summary_norm(summary_N2E)
             rows_ND = torch.cat([run_NR, summary_N2E], dim=-1)
         encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))

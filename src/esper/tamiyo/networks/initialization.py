@@ -39,7 +39,7 @@ def stacked(inputs: int, sizes: Sequence[int], gain: float = HIDDEN_GAIN) -> nn.
 
 
 def embedding(choices: int, size: int) -> nn.Embedding:
-    """A table of random vectors, one a choice."""
+    """A table of random vectors, one per choice."""
     table = nn.Embedding(choices, size)
     nn.init.normal_(table.weight, std=EMBEDDING_STD)
     return table

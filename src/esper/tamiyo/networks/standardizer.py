@@ -18,7 +18,7 @@ class StateStandardizer(nn.Module):
     """Shifts and scales every number by the mean and deviation of what was known of it; unknown numbers become 0.
 
     A price that lies between 0.2 and 0.8 says as much as a score, but beside numbers that are far from 0 most of the
-    time a network hardly hears it. All slots share their statistics, so that S may be any number. Before the first
+    time it weighs little. All slots share their statistics, so that S may be any number. Before the first
     :meth:`update` known numbers pass as they are (within ±5, as always).
 
     Args:

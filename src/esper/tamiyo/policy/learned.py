@@ -18,10 +18,10 @@ class LearnedPolicy:
 
     Args:
         bundle: The trained policy.
-        deterministic: Decide for the best instead of drawing: the op of the greatest Q among the probable ones (which
-            those are says the bundle's ``op_share``), and the likeliest choice of every other head. The likeliest op
-            at every decision is not what the policy does: where waiting is only likelier than not each time, it would
-            wait for ever.
+        deterministic: Deterministic inference instead of drawing: the op of the greatest Q among the probable ones
+            (which those are says the bundle's ``op_share``), and the likeliest choice of every other head. The
+            likeliest op at every decision is not what the policy does: where waiting is only likelier than not each
+            time, it would wait for ever.
         shuffle_observations: Give every run the features of another run (a permutation drawn at each decision, masks
             kept in place). An ablation: what is left of the policy when what it sees is not its own run.
         foreign_observations: Features of finished runs, each ``[T, 24 + 34·S]``; at each decision every run is shown

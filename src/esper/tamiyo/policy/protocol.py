@@ -1,7 +1,7 @@
 """What a controller of growth is: the ``Policy`` protocol, and a base class for rules.
 
 A policy steers B runs at once. It sees what the environment shows (features, blueprints, action mask) and answers with
-one choice a head. The environment, ``Growth`` and the evaluation all use this one protocol.
+one choice per head. The environment, ``Growth`` and the evaluation all use this one protocol.
 
 Example:
     A rule of one's own: germinate the first allowed blueprint wherever possible, and let every seed in.

@@ -56,7 +56,8 @@ def load_policy(directory: str | Path, *, deterministic: bool = True) -> Learned
 
     Args:
         directory: Where ``esper train`` has saved it (the run's ``checkpoint``).
-        deterministic: Decide for the best instead of drawing; see :class:`~esper.tamiyo.policy.learned.LearnedPolicy`.
+        deterministic: Deterministic inference instead of drawing; see
+            :class:`~esper.tamiyo.policy.learned.LearnedPolicy`.
 
     Raises:
         ValueError: For a missing, truncated or foreign file.

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from esper.tamiyo.networks.moments import merge_moments
+
 
 class RunningMeanStd(nn.Module):
     """Mean and variance of everything seen so far, merged batch by batch in float64.
 
-    Batches are merged by Chan, Golub & LeVeque (1983): with δ = m_B − m, n = n_A + n_B,
-    ``m ← m + δ n_B / n`` and ``M2 ← M2_A + M2_B + δ² n_A n_B / n``. Any split into batches, down to single
-    observations, gives the statistics of the whole.
+    Any split into batches, down to single observations, gives the statistics of the whole
+    (:func:`~esper.tamiyo.networks.moments.merge_moments`).
 
     Note:
         :meth:`update` runs in inference mode and :meth:`normalize` on purpose does not. Statistics are facts about data
@@ -65,14 +66,9 @@ class RunningMeanStd(nn.Module):
                 "expected finite observations, got NaN or infinity; statistics would never recover from it"
             )
         batch = x.detach().to(torch.float64).reshape(-1, *self.shape)
-        batch_count = batch.shape[0]
-        batch_var, batch_mean = torch.var_mean(batch, dim=0, correction=0)
-        total = self.count + batch_count
-        delta = batch_mean - self.mean
-        squares = self.var * self.count + batch_var * batch_count + delta**2 * (self.count * batch_count / total)
-        self.mean.add_(delta * (batch_count / total))
-        self.var.copy_(squares / total)
-        self.count.copy_(total)
+        count = batch.shape[0]
+        var, mean = torch.var_mean(batch, dim=0, correction=0)
+        merge_moments(self.mean, self.var, self.count, batch_mean=mean, batch_squares=var * count, batch_count=count)
 
     def normalize(self, x: Tensor, clip: float = 10.0) -> Tensor:
         """``(x − mean) / std``, clipped to ``[−clip, clip]``; differentiable, of the shape and type of ``x``.

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from esper.tamiyo.networks.moments import merge_moments
+
 _LEAST_VARIANCE = 1e-4
 _CLIP = 5.0
 
@@ -57,7 +59,7 @@ class StateStandardizer(nn.Module):
     # In place, as in RunningMeanStd: a buffer replaced under inference mode could not take part in training.
     @torch.inference_mode()
     def update(self, states: Tensor) -> None:
-        """Merge states ``[N, R + F·S]`` (Chan et al. 1979); different calls may have different S.
+        """Merge states ``[N, R + F·S]``; different calls may have different S.
 
         Raises:
             ValueError: For a NaN or infinite number.
@@ -71,17 +73,18 @@ class StateStandardizer(nn.Module):
         self.scale.copy_((self.var + _LEAST_VARIANCE).rsqrt())
 
     def _merge(self, fields: slice, x: Tensor) -> None:
-        mean, var, count = self.mean[fields], self.var[fields], self.count[fields]
         known = x != self.unknown
-        new = known.sum(0).double()
-        total = (count + new).clamp(min=1)
-        new_mean = torch.where(known, x, 0.0).sum(0) / new.clamp(min=1)
-        squares = torch.where(known, (x - new_mean).square(), 0.0).sum(0)
-        delta = new_mean - mean
-        squares += var * count + delta.square() * count * new / total
-        var.copy_(torch.where(count + new > 0, squares / total, 1.0))
-        mean.add_(delta * (new / total))
-        count.add_(new)
+        count = known.sum(0).double()
+        mean = torch.where(known, x, 0.0).sum(0) / count.clamp(min=1)
+        squares = torch.where(known, (x - mean).square(), 0.0).sum(0)
+        merge_moments(
+            self.mean[fields],
+            self.var[fields],
+            self.count[fields],
+            batch_mean=mean,
+            batch_squares=squares,
+            batch_count=count,
+        )
 
     def forward(self, run_NR: Tensor, slots_NSF: Tensor) -> tuple[Tensor, Tensor]:
         """The same shapes, standardised and clipped to ±5; differentiable."""

@@ -43,6 +43,8 @@ FORMAT = 1
 class Growth:
     """Lets a network grow while it trains; used like a learning rate scheduler.
 
+    In a training loop::
+
         growth = esper.Growth(model, optimizer, slots="auto", example_input=x, horizon=epochs)
         for epoch in range(epochs):
             train_one_epoch(model, optimizer, loader)

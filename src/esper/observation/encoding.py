@@ -29,8 +29,8 @@ def encode(run: RunReading) -> tuple[np.ndarray, np.ndarray]:
     """Encode one run.
 
     Returns:
-        features: float32 ``[24 + 34·S]``, every number finite, known values in [-1, 1].
-        blueprints: int64 ``[S]``, index of each slot's blueprint, −1 for an empty slot.
+        The features, float32 ``[24 + 34·S]``, every number finite, known values in [-1, 1]; and the index of each
+        slot's blueprint, int64 ``[S]``, −1 for an empty slot.
     """
     numbers = [f.encode(run) for f in RUN_FIELDS]
     for slot in run.slots:

@@ -68,7 +68,7 @@ def load_data(source: str | os.PathLike[str] | SampleDataset, test: SampleDatase
             - a ``.npz`` file with the arrays ``x`` and ``y``, or ``x_train``, ``y_train``, ``x_test``, ``y_test`` and,
               optionally, ``x_val``, ``y_val``;
             - a directory with the four IDX files of MNIST or a set like it (``train-images-idx3-ubyte``, …), ``.gz``
-            too;
+              too;
             - a directory with the binary files of CIFAR-10 (``data_batch_1.bin``, …, ``test_batch.bin``);
             - a torchvision-style data set.
         test: The test set that belongs to a torchvision-style training set.

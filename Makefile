@@ -5,13 +5,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := dev,lightning,transformers,onnx,bench,compare
+EXTRAS := dev,docs,lightning,transformers,onnx,bench,compare
 INSTALLED := $(VENV)/.installed
 # Tests run in two processes of one thread each: on small tensors faster than one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format clean
+.PHONY: help install train test test-slow lint format docs clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lint: $(INSTALLED)  ## Check format, style and types
 format: $(INSTALLED)  ## Format and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED)  ## Build the site into build/docs and run its tutorials; a warning is an error
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q --fresh-env --nitpicky --fail-on-warning --keep-going docs build/docs
 
 clean:  ## Remove the environment, caches and build products (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

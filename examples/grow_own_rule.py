@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 import esper
-from esper.actions import BLUEPRINT_NAMES, Decision
-from esper.lifecycle import Op
+from esper import Decision, Op
 
 
 def rule(run):
@@ -15,7 +14,7 @@ def rule(run):
     for slot in run.slots_allowing(Op.ADVANCE):
         return Decision(Op.ADVANCE, slot)
     for slot in run.slots_allowing(Op.GERMINATE):
-        return Decision(Op.GERMINATE, slot, BLUEPRINT_NAMES.index("norm"))
+        return Decision(Op.GERMINATE, slot, "norm")
     return Decision(Op.WAIT)
 
 

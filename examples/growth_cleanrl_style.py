@@ -2,7 +2,7 @@
 
     python examples/growth_cleanrl_style.py
 
-A feed-forward policy with one linear head an action head. Heads are drawn one after the other, so that each takes the
+A feed-forward policy with one linear head per action head. Heads are drawn one after the other, so that each takes the
 row of its mask that belongs to what was drawn before: ``slot`` the row of the op, ``blueprint`` the row of the slot.
 Heads that the op does not use are drawn all the same, and the environment ignores them. That is simple but adds noise
 to the ratio; Esper's policy leaves them out.

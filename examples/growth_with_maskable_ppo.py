@@ -13,10 +13,9 @@ import gymnasium as gym
 import numpy as np
 from sb3_contrib import MaskablePPO
 
-import esper  # noqa: F401 - registers the environment
-from esper.actions import BLUEPRINT_NAMES, Decision
-from esper.env.growth_env import find_illegal
-from esper.lifecycle import Op
+from esper import Decision, Op  # importing esper registers the environment
+from esper.actions import BLUEPRINT_NAMES
+from esper.env import find_illegal
 from esper.tasks import get_task
 
 TOTAL_STEPS = 128  # two updates show how it is done; learning takes many more

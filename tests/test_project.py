@@ -5,17 +5,21 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import os
 import pkgutil
+import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from safetensors.torch import save_file
 
 import esper
 
@@ -226,8 +230,29 @@ def test_make_sets_up_again_when_requirements_change(bare_project, name):
     assert len(make(bare_project, "train")) == 4
 
 
-def test_ci_runs_the_tests_and_the_linters():
+def test_ci_runs_the_tests_the_linters_and_the_docs():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "set -euo pipefail" in script
-    assert [line for line in script.splitlines() if line.startswith("make ")] == ["make test", "make lint"]
+    assert [line for line in script.splitlines() if line.startswith("make ")] == ["make test", "make lint", "make docs"]
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_workflow_makes_the_same_targets():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "target: [test, lint, docs]" in workflow
+    assert "run: make ${{ matrix.target }}" in workflow
+
+
+def test_a_digest_of_a_run_counts_every_bit_but_no_names_and_no_clocks(tmp_path):
+    program = runpy.run_path(str(ROOT / "benchmarks" / "same_bits.py"))
+
+    def digest(name, weight, metrics):
+        save_file({name: torch.tensor([weight])}, tmp_path / "policy.safetensors")
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics))
+        files = ("policy.safetensors", "metrics.jsonl")
+        return [program["digest"](list(program["contents"](tmp_path / file))) for file in files]
+
+    weights, metrics = digest("told", 1.0, {"return": 1.0, "seconds": 2.0})
+    assert digest("conditioning", 1.0, {"return": 1.0, "seconds": 3.0}) == [weights, metrics]
+    assert weights != digest("told", 1.0 + 2**-23, {})[0]
+    assert metrics != digest("told", 1.0, {"return": 1.0 + 2**-52, "seconds": 2.0})[1]

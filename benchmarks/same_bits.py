@@ -30,7 +30,7 @@ COMMANDS = {
     "train under variants": "train --task wine --num-envs 3 --updates 2 --eval-episodes 1 --num-workers 2 "
     "--paired --waste 0.02 --variants.rent 0.005 0.08 --quiet",
     "grow": "grow --task mnist1d --epochs 4 --policy tamiyo --quiet",
-    "compare": "compare --task wine --seeds 1 --random-architectures 2 --rents 0.01 --workers 1 --quiet",
+    "compare": "compare --task wine --seeds 2 --random-architectures 2 --rents 0.01 --workers 1 --quiet",
 }
 PPO = "ppo --env esper/Locksmith-v0 --total-steps 2048 --num-envs 4 --num-steps 64 --episodes 8 --quiet"
 POLICIES = ("wait", "random", "fixed", "heuristic", "tamiyo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import inspect
 import json
@@ -79,6 +80,23 @@ def test_imports_run_one_way(path):
             continue
         assert RANKS[other] < RANKS[room], f"{room} must not import {other}"
         assert (room, other) not in NEVER, f"{room} must not import {other}"
+
+
+def test_no_module_imports_itself_round_a_corner():
+    modules = {}
+    for path in SOURCES:
+        parts = path.relative_to(ROOT / "src").with_suffix("").parts
+        modules[".".join(part for part in parts if part != "__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    imports = {
+        name: {
+            inner if (inner := f"{node.module}.{alias.name}") in modules else node.module
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("esper")
+            for alias in node.names
+        }
+        for name, tree in modules.items()
+    }
+    assert len(list(graphlib.TopologicalSorter(imports).static_order())) == len(modules)  # raises CycleError
 
 
 def test_every_public_thing_is_documented():

@@ -55,7 +55,7 @@ MISTAKES = [
     ("evaluate", None),
     ("evaluate", (0.5, 50.0)),
     ("contributions", {"loss": 0.5, "score": 0.5}),
-    ("contributions", (0.5, math.nan)),
+    ("contributions", (0.5, 1.5)),
     ("contributions", (0.5,)),
     ("contributions", None),
 ]

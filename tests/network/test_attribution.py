@@ -123,11 +123,17 @@ def test_a_score_that_is_not_finite_counts_as_the_worst() -> None:
     assert contributions(bench.network, bench.evaluate, (1.0, 0.6)) == {1: pytest.approx(-0.6)}
 
 
-@pytest.mark.parametrize("result", [None, 0.5, (1.0,), (1.0, None), "ab"])
-def test_what_evaluate_must_return(result: object) -> None:
+@pytest.mark.parametrize("as_is", [-2.0, 0.6])
+def test_no_score_is_worse_than_one_that_is_not_finite(as_is: float) -> None:
     bench = Bench()
     bench.grow(0)
-    with pytest.raises(ValueError, match=r"evaluate\(\) must return a pair of numbers"):
-        contributions(bench.network, lambda: result)  # type: ignore[arg-type, return-value]
+    assert contributions(bench.network, lambda: (1.0, float("nan")), (1.0, as_is))[0] == min(0.0, -as_is)
+
+
+def test_an_evaluation_that_fails_leaves_the_seed_as_it_was() -> None:
+    bench = Bench()
+    bench.grow(0)
+    with pytest.raises(ZeroDivisionError):
+        contributions(bench.network, lambda: (1.0, 1 / 0))
     assert bench.network.slot_readings()[0].contribution is None
     assert bench.network.slots[0]._mode is Mode.ISOLATED

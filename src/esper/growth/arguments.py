@@ -34,8 +34,10 @@ def check_options(
     train_samples: int | None,
     contributions: bool | Callable[..., object],
     param_group: Callable[..., object] | None,
+    chance_score: float | None,
+    chance_loss: float | None,
 ) -> None:
-    """What must be positive is, contributions are on, off, or a function, and functions are functions."""
+    """Numbers are in their ranges, contributions are on, off, or a function, and functions are functions."""
     if param_group is not None and not callable(param_group):
         raise ValueError(
             "param_group is a function of (name of a seed's parameter, the parameter, name of its slot) that returns "
@@ -50,6 +52,15 @@ def check_options(
     for name, value in (("horizon", horizon), ("train_samples", train_samples)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, or None if it is not known, got {value}")
+    if chance_score is not None and not 0 <= chance_score <= 1:
+        raise ValueError(f"chance_score is the score of a constant guess, a share in [0, 1], got {chance_score}")
+    if chance_loss is not None and not 0 < chance_loss < float("inf"):
+        raise ValueError(f"chance_loss is the loss of a constant guess, a number above 0, got {chance_loss}")
+    if chance_score is not None and chance_loss is not None:
+        raise ValueError(
+            f"got chance_score={chance_score} and chance_loss={chance_loss}; give one of them: chance_loss where "
+            "evaluate() returns a loss alone (the score of a constant guess is 0 then), else chance_score"
+        )
 
 
 def check_optimizer(optimizer: Optimizer, host: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.growth import ranks
 from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
-from esper.growth.evaluate import Evaluate, checked, collect, in_evaluation, random_state_kept, training_loss
+from esper.growth.evaluate import Evaluate, collect, random_state_kept, training_loss
 from esper.growth.export import export_model
 from esper.growth.observe import observe, to_arrays, to_tensors
 from esper.growth.probe import Probe, compile_afresh, uncompiled
@@ -29,6 +30,7 @@ from esper.network.attribution import contributions
 from esper.network.governor import Governor, Snapshot
 from esper.network.growing_network import Event, GrowingNetwork
 from esper.network.history import History
+from esper.network.modes import modes_kept
 from esper.network.optimizer import ParamGroup, guard_loading, learning_rate
 from esper.network.propose import propose_slots
 from esper.network.seed import Seed
@@ -72,7 +74,8 @@ class Growth:
             parameter and the slot's name that returns the group's index. It is asked at once about all that may come,
             with parameters without data. By default each joins its like in the nearest module: biases and norms
             beside biases and norms, matrices beside matrices.
-        rent: Price of a doubling of parameters, in points of score: what a seed must bring to be worth it.
+        rent: Price of a doubling of parameters, in points of score: what a seed must bring to be worth it. 0.02 is two
+            points: two samples in a hundred for an accuracy, two percent of the variance for an R².
         horizon: Number of steps, if known: policies plan with it, and the last step decides nothing any more and calls
             :meth:`finish`.
         blueprints: Names of the blueprints that may be germinated.
@@ -82,6 +85,8 @@ class Growth:
         governor: Whether divergence rolls the run back; it keeps one copy of the model and the optimizer's state.
         train_samples: Number of training samples, for policies that read it.
         chance_score: Score of a constant guess, for policies that read it.
+        chance_loss: Loss of a constant guess, where ``evaluate`` returns the loss alone: its score is then the share of
+            this loss that the network has done away with, 1 − loss / chance_loss.
         seed: Decides the seeds' initial weights and what the policy draws.
         causal: Whether sequence slots must not look ahead; ``None`` finds out.
 
@@ -117,6 +122,7 @@ class Growth:
         governor: bool = True,
         train_samples: int | None = None,
         chance_score: float | None = None,
+        chance_loss: float | None = None,
         seed: int = 0,
         causal: bool | None = None,
     ) -> None:
@@ -127,6 +133,8 @@ class Growth:
             train_samples=train_samples,
             contributions=contributions,
             param_group=param_group,
+            chance_score=chance_score,
+            chance_loss=chance_loss,
         )
         check_optimizer(optimizer, host)
         self.policy = make_policy(policy)
@@ -160,6 +168,8 @@ class Growth:
         """Whether the last decision has been taken."""
         self._removed = False
         self._seed = seed
+        self._chance_loss = chance_loss
+        chance_score = chance_score if chance_loss is None else 0.0
         self._run = History(horizon, rent, budget, train_samples=train_samples, chance_score=chance_score)
         self._contributions = contributions
         self._governor = Governor(self.network, optimizer) if governor else None
@@ -183,17 +193,18 @@ class Growth:
         policy decide; change the network.
 
         Args:
-            evaluate: Returns (loss, score) on validation data, the same data at every call; the score lies in [0, 1],
-                higher is better. It must put the model into evaluation mode itself; it runs without gradients, and the
-                modes are restored afterwards.
+            evaluate: Returns (loss, score) on validation data, the same data at every call; the score is at most 1,
+                higher is better, and 0 is what a useless network reaches (below, it counts as 0 for a policy). With
+                ``chance_loss`` it returns the loss alone. It must put the model into evaluation mode itself; it runs
+                without gradients, and the modes are restored afterwards.
             train_loss: Mean training loss of the interval. The governor watches it; without it, the validation loss.
 
         Returns:
             What was measured and decided.
 
         Raises:
-            ValueError: If ``evaluate`` or ``contributions`` returns anything but a loss and a score in [0, 1], or
-                ``train_loss`` is not a number.
+            ValueError: If ``evaluate`` or ``contributions`` returns anything but a loss and a score of at most 1 (with
+                ``chance_loss``, a loss), or ``train_loss`` is not a number.
             IllegalMoveError: If the policy asks for what a slot does not accept; other ValueErrors as
                 :meth:`GrowingNetwork.check <esper.network.growing_network.GrowingNetwork.check>` says.
             RuntimeError: If something else than the optimizer trains the host, so that seeds do not learn; after
@@ -214,12 +225,11 @@ class Growth:
             undo.callback(self._probe.resume_interval)
             keep_state(undo, self.network, run, self._governor)
             self._probe.end_interval()
-            with in_evaluation(self.network.model):
-                loss, score = self._measure(evaluate)
-                rolled_back, events = self._watch(loss, train_loss, undo)
+            with torch.no_grad(), modes_kept(self.network.model):
+                loss, score = self._measure(evaluate, finite=self._governor is None)
+                rolled_back, events = self._watch(loss, score, train_loss, undo)
                 if rolled_back:
-                    loss, score = self._measure(evaluate)
-                    checked((loss, score), finite=True)
+                    loss, score = self._measure(evaluate, finite=True)
                 ranks.average_statistics(self.network)
                 found, evaluations, seconds = self._attribute(evaluate, (loss, score))
             run.decision += 1
@@ -255,16 +265,17 @@ class Growth:
         self._probe.begin_interval()
         return step
 
-    def _measure(self, evaluate: Evaluate) -> tuple[float, float]:
+    def _measure(self, evaluate: Evaluate, *, finite: bool, name: str = "evaluate") -> tuple[float, float]:
         """Mean over the ranks of what ``evaluate`` returns, checked on all of them."""
-        return collect(evaluate, finite=self._governor is None)
+        return collect(evaluate, chance_loss=self._chance_loss, finite=finite, name=name)
 
-    def _watch(self, loss: float, train_loss: float | None, undo: ExitStack) -> tuple[bool, list[Event]]:
+    def _watch(self, loss: float, score: float, train_loss: float | None, undo: ExitStack) -> tuple[bool, list[Event]]:
         """Let the governor look; whether it rolled back, and what it changed."""
         if self._governor is None:
             return False, []
         (watched,) = ranks.mean([loss if train_loss is None else train_loss])
-        if not self._governor.check(float("nan") if watched is None or not np.isfinite(loss) else watched):
+        finite = math.isfinite(loss) and math.isfinite(score)
+        if not self._governor.check(watched if finite and watched is not None else math.nan):
             return False, []
         ranks.average_statistics(self.network)
         undo.callback(self._restore, self._governor.present())
@@ -289,7 +300,7 @@ class Growth:
         def answer() -> tuple[float, float]:
             nonlocal count
             count += 1
-            return collect(asked, finite=False, name=name)
+            return self._measure(asked, finite=False, name=name)
 
         began = time.perf_counter()
         with uncompiled(), random_state_kept(self.network.model):

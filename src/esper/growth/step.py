@@ -23,7 +23,7 @@ class Step:
     loss: float
     """Validation loss."""
     score: float
-    """Validation score in [0, 1]."""
+    """Validation score, at most 1; of a loss alone 1 − loss / chance_loss."""
     train_loss: float | None
     """Mean training loss of the interval, where it was given."""
     added_params: int
@@ -162,7 +162,11 @@ def _notes(steps: Sequence[Step], network: GrowingNetwork) -> list[str]:
     if inside:
         notes.append(f"The tensor that grows in a slot: {', '.join(inside)}")
     if steps:
-        notes.append(f"Score: {steps[0].score:.1%} at step 1 → {steps[-1].score:.1%} at step {steps[-1].decision}")
+        last = steps[-1].decision
+        notes.append(f"Score: {steps[0].score:.1%} at step 1 → {steps[-1].score:.1%} at step {last}")
+        notes.append(f"Loss: {steps[0].loss:.4g} at step 1 → {steps[-1].loss:.4g} at step {last}")
+        if len(steps) > 1 and max(step.score for step in steps) <= 0:
+            notes.append("The score never rose above 0, where a constant guess is; is it a share, higher being better?")
         seconds, total = sum(s.contribution_seconds for s in steps), sum(s.seconds for s in steps)
         extra = sum(s.evaluations - 1 for s in steps)
         share = f" ({seconds / total:.0%} of the run's {total:.1f} s)" if total > 0 else ""

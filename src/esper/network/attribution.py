@@ -12,7 +12,7 @@ from esper.lifecycle import ACTIVE_STAGES, Stage
 from esper.network.growing_network import GrowingNetwork
 
 Evaluate = Callable[[], tuple[float, float]]
-"""Evaluates the host as it is now on held-out data: (loss, score); the score is better the higher, within [0, 1]."""
+"""Evaluates the host as it is now on held-out data: (loss, score); the score is better the higher, at most 1."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def contributions(
     - A seed that is being pruned is not measured any more.
 
     ``evaluate`` runs once a seed (twice for one in mid-blend), without gradients, and must put the host into evaluation
-    mode itself. A score that is not finite counts as 0, the worst. In a host with BatchNorm the running statistics are
-    those of the network as it is, also where a seed is switched off.
+    mode itself. A score that is not finite counts as the worst: 0, or the lowest of the others, if that is below. In a
+    host with BatchNorm the running statistics are those of the network as it is, also where a seed is switched off.
 
     Args:
         network: The growing network.
@@ -48,9 +48,6 @@ def contributions(
 
     Returns:
         Contribution by slot index, as a difference of scores.
-
-    Raises:
-        ValueError: If ``evaluate`` returns anything but a pair of numbers.
     """
     questions = counterfactuals(network)
     if not questions:
@@ -82,16 +79,17 @@ def enter_contributions(
     Args:
         network: The growing network, unchanged since :func:`counterfactuals`.
         as_is: Its score.
-        answers: The score in each counterfactual. A score that is not finite counts as 0.
+        answers: The score in each counterfactual.
 
     Returns:
         Contribution by slot index, as a difference of scores.
     """
-    scores = {(q.slot, q.alpha is not None): _finite(score) for q, score in answers.items()}
+    worst = min([0.0, *(score for score in (as_is, *answers.values()) if math.isfinite(score))])
+    as_is = as_is if math.isfinite(as_is) else worst
+    scores = {(q.slot, q.alpha is not None): s if math.isfinite(s) else worst for q, s in answers.items()}
     found = {}
     for index in dict.fromkeys(question.slot for question in answers):
-        score_with = scores.get((index, True), _finite(as_is))
-        found[index] = score_with - scores.get((index, False), _finite(as_is))
+        found[index] = scores.get((index, True), as_is) - scores.get((index, False), as_is)
         network.slots[index].enter_contribution(found[index])
     return found
 
@@ -106,13 +104,5 @@ def _ask(network: GrowingNetwork, question: Counterfactual, evaluate: Evaluate) 
 
 @torch.no_grad()
 def _score(evaluate: Evaluate) -> float:
-    result = evaluate()
-    try:
-        _, score = result
-        return float(score)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"evaluate() must return a pair of numbers, (loss, score); got {result!r}") from error
-
-
-def _finite(score: float) -> float:
-    return score if math.isfinite(score) else 0.0
+    _, score = evaluate()
+    return score

@@ -32,13 +32,14 @@ class History:
     train_losses: list[float] = field(default_factory=list)
     val_losses: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    """In [0, 1]: 0 is a useless network, 1 a perfect one, and a hundredth is a point, the unit of ``rent``."""
     rolled_back: bool = False
     """Whether the governor had to roll the run back after the latest interval."""
 
     def record(self, loss: float, score: float) -> None:
-        """Enter the result of an evaluation on validation data."""
+        """Enter the result of an evaluation on validation data; a score below 0 counts as 0."""
         self.val_losses.append(loss)
-        self.scores.append(score)
+        self.scores.append(max(score, 0.0))
 
     def reading(self, network: GrowingNetwork) -> RunReading:
         """What there is to know about the run now; :func:`esper.observation.encode` makes an observation of it."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from esper.actions import Decision
     from esper.env.growth_env import GrowthVectorEnv
     from esper.figure import GrowthRecord, growth_figure
-    from esper.growth import Growth
+    from esper.growth import Growth, grown_model, load_grown
     from esper.lifecycle import Op, Stage
     from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
     from esper.tamiyo.policy.registry import load_policy, make_policy
@@ -34,7 +34,9 @@ __all__ = [
     "Stage",
     "Task",
     "__version__",
+    "grown_model",
     "growth_figure",
+    "load_grown",
     "load_policy",
     "make_policy",
     "register_task",
@@ -53,6 +55,8 @@ _HOMES = {
     "Stage": "esper.lifecycle",
     "Task": "esper.tasks",
     "growth_figure": "esper.figure",
+    "grown_model": "esper.growth",
+    "load_grown": "esper.growth",
     "load_policy": "esper.tamiyo.policy.registry",
     "make_policy": "esper.tamiyo.policy.registry",
     "register_task": "esper.tasks",

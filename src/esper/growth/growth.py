@@ -23,6 +23,7 @@ from esper.growth.evaluate import Evaluate, collect, random_state_kept, training
 from esper.growth.export import export_model
 from esper.growth.observe import observe, to_arrays, to_tensors
 from esper.growth.probe import Probe, compile_afresh, uncompiled
+from esper.growth.saving import save_grown
 from esper.growth.step import Step, record, slots_table, summary
 from esper.growth.undo import all_or_nothing, keep_state
 from esper.lifecycle import Stage
@@ -443,6 +444,36 @@ class Growth:
             ValueError: For another suffix, or missing packages.
         """
         return export_model(self.grown_model().eval(), self.example_input, Path(path))
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the grown network to ``directory``, as one file from which :func:`esper.load_grown` builds it again.
+
+        What is written is what :meth:`grown_model` holds, as data: the host's weights, and the seeds of alpha > 0. The
+        file is written whole or not at all. To go on *growing* later, save :meth:`state_dict` instead.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ValueError: If the host's ``state_dict`` holds anything but tensors.
+        """
+        self._check_in_use()
+        return save_grown(directory, self.model, self._state_as_evaluated()["slots"])
+
+    def return_to(self, state: Mapping[str, Any]) -> None:
+        """Make the network's structure that of an earlier ``state_dict()["network"]``, for weights to be loaded into.
+
+        :attr:`history` stays: it tells the whole run.
+        """
+        self._check_in_use()
+        with self._restructuring():
+            self.network.load_state_dict(state)
+        self._evaluated, self._before_decision = [], None
+
+    def _state_as_evaluated(self) -> dict[str, Any]:
+        """The network's state, without a decision that no training has followed."""
+        pending = self._before_decision if self._probe.steps == 0 else None
+        return self.network.state_dict() if pending is None else pending
 
     def summary(self, console: Console | None = None) -> None:
         """Print what grew, when, what it contributed and what it cost."""

@@ -82,7 +82,7 @@ class Governor:
     def present(self) -> Snapshot:
         """The present state of the run."""
         return Snapshot(
-            model={name: value.detach().clone() for name, value in self.network.model.state_dict().items()},
+            model=copy.deepcopy(dict(self.network.model.state_dict())),
             growth=self.network.state_dict(),
             optimizer=None if self.optimizer is None else copy.deepcopy(self.optimizer.state_dict()),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 from weakref import WeakSet
@@ -19,9 +19,9 @@ from esper.lifecycle import Op, Stage, check_legal, is_legal
 from esper.network import optimizer as surgery
 from esper.network import state as saved_state
 from esper.network.blueprints import BLUEPRINTS, SlotSpec, count_flops, count_parameters
-from esper.network.grown import assemble
+from esper.network.grown import plain_copy
 from esper.network.isolation import IsolatedGradients
-from esper.network.placing import find_places
+from esper.network.placing import find_places, is_of_seed
 from esper.network.seed import plant
 from esper.network.slot import Mode, Slot, form_of, number
 from esper.network.survey import resolve_slots, survey
@@ -55,6 +55,20 @@ class Event:
     stage: Stage
     blueprint: str | None
     alpha: float
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raise ValueError if the model, or a part of it, grows or carries seeds."""
+    if any(module in _HOSTS for module in model.modules()):
+        raise ValueError(
+            f"this {type(model).__name__} (or a part of it) is growing already; call remove() on its first "
+            "GrowingNetwork, or grow a copy.deepcopy of the model made before"
+        )
+    if any(is_of_seed(name) for name, _ in model.named_modules()):
+        raise ValueError(
+            f"this {type(model).__name__} carries seeds, as a copy of a growing model or one from esper.load_grown "
+            "does; esper.grown_model(model) gives a plain copy with the seeds built in, and that one can grow"
+        )
 
 
 class GrowingNetwork:
@@ -137,11 +151,7 @@ class GrowingNetwork:
     def _check_arguments(
         model: nn.Module, budgets: Mapping[str, int | None], blueprints: Sequence[str], seed: int
     ) -> None:
-        if any(module in _HOSTS for module in model.modules()):
-            raise ValueError(
-                f"this {type(model).__name__} (or a part of it) is growing already; call remove() on its first "
-                "GrowingNetwork, or grow a copy.deepcopy of the model made before"
-            )
+        check_plain(model)
         for what, budget in budgets.items():
             if budget is not None and budget < 0:
                 raise ValueError(f"budget must be a number of {what} of 0 or more, or None, got {budget}")
@@ -449,11 +459,7 @@ class GrowingNetwork:
 
         It keeps no state, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
         """
-        with ExitStack() as stack:
-            for slot in self.slots:
-                slot.withdraw()
-                stack.callback(slot.refresh)
-            return assemble(self.model, [s for s in self.slots if s.seed is not None and s.alpha > 0])
+        return plain_copy(self.model, self.slots)
 
     def remove(self) -> None:
         """Take hooks and seeds off the host and out of the optimizer: both are as if the host had never grown.

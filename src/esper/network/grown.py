@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -45,7 +45,21 @@ class GrownModule(nn.Module):
             return getattr(super().__getattr__("host"), name)
 
 
-def assemble(model: nn.Module, slots: Iterable[Slot]) -> nn.Module:
+def plain_copy(model: nn.Module, slots: Sequence[Slot]) -> nn.Module:
+    """A deep copy of ``model`` without hooks, every seed of alpha > 0 built in; ``slots`` are all that act in it.
+
+    It keeps no state, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
+    """
+    for slot in slots:
+        slot.withdraw()
+    try:
+        return _assemble(model, [slot for slot in slots if slot.seed is not None and slot.alpha > 0])
+    finally:
+        for slot in slots:
+            slot.refresh()
+
+
+def _assemble(model: nn.Module, slots: Iterable[Slot]) -> nn.Module:
     """A deep copy of ``model``, which must carry no hooks of the slots, with the seeds of ``slots`` built in."""
     grown = copy.deepcopy(model)
     targets = [(grown.get_submodule(slot.name), slot) for slot in slots]

@@ -3,8 +3,9 @@
 A seed in TRAINING must not be felt by its host. Its parameters are parameters of the model, so a loop that clips over
 ``model.parameters()`` would count their gradients into the norm and scale the host's own down by it. Hence an isolated
 parameter shows no gradient between the backward pass and the optimizer's step: it is taken out of ``.grad`` as soon as
-it has arrived, and put back for the step itself. What the loop does to the host's gradients in between, scaling them
-back (``GradScaler``) or down (clipping), is done to the seed's by the same factor.
+it has arrived, and put back for the step itself (where the step is given a closure, as soon as that has run). What the
+loop does to the host's gradients in between, scaling them back (``GradScaler``) or down (clipping), is done to the
+seed's by the same factor.
 """
 
 from __future__ import annotations
@@ -49,7 +50,6 @@ class IsolatedGradients:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._held: dict[int, _Held] = {}
-        self._stepping = False
         self._witness: nn.Parameter | None = None
         self._witness_handle: RemovableHandle | None = None
         self._seen: Tensor | None = None
@@ -88,10 +88,8 @@ class IsolatedGradients:
     # ------------------------------------------------------------------------------------------- backward
 
     def _take(self, parameter: Tensor) -> None:
-        """A gradient has arrived; in a step's own closure it stays where it is."""
+        """A gradient has arrived."""
         held = self._held[id(parameter)]
-        if self._stepping:
-            return
         if held.gradient is None or self._cleared(held):
             held.gradient = parameter.grad
         else:
@@ -110,21 +108,34 @@ class IsolatedGradients:
 
     # ------------------------------------------------------------------------------------------- the step
 
-    def _join(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._stepping = True
-        if not self._held:
-            return
-        factor = self._factor()
+    def _join(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Before the step: put the gradients back, at once or when the step's own closure has brought them."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._put_back()
+            return None
+
+        def joined() -> Any:
+            loss = closure()
+            self._put_back()
+            return loss
+
+        return args[:1], {**kwargs, "closure": joined}
+
+    def _put_back(self) -> None:
+        factor = self._factor() if self._held else None
         for held in self._held.values():
-            gradient = held.gradient
+            gradient, held.gradient = held.gradient, None
             if gradient is not None and factor is not None:
                 gradient = torch.nan_to_num(gradient * factor.to(gradient), nan=0.0, posinf=0.0, neginf=0.0)
-            held.parameter.grad = gradient
+            if gradient is not None:
+                held.parameter.grad = gradient
 
     def _part(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._stepping = False
         for held in self._held.values():
-            held.latest, held.gradient, held.parameter.grad = held.parameter.grad, None, None
+            if held.parameter.grad is not None:
+                held.latest, held.parameter.grad = held.parameter.grad, None
+            held.gradient = None
         if self._witness is None or self._witness.grad is None:
             self._watch(self._best_witness())
 

@@ -40,11 +40,17 @@ class Place:
         return f"{self.path}.{self.name}" if self.path else self.name
 
     def hold(self, seed: nn.Module | None) -> None:
-        """Register ``seed`` in place of what was registered; ``None`` leaves the leaf as it was before any."""
+        """Register ``seed`` in place of what was registered; ``None`` leaves the leaf as it was before any.
+
+        Seeds of one leaf stand in the order of their names, whichever came first, so that two models with the same
+        seeds have the same order of parameters.
+        """
         if seed is None:
             self.module._modules.pop(self.name, None)
         elif self.module._modules.get(self.name) is not seed:
             self.module.add_module(self.name, seed)
+            for name in sorted(name for name in self.module._modules if name.startswith(NAME)):
+                self.module._modules[name] = self.module._modules.pop(name)
 
 
 def is_of_seed(name: str) -> bool:

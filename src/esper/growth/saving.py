@@ -1,0 +1,250 @@
+"""A grown network as one file of data: written by ``Growth.save``, built into a host again by :func:`load_grown`.
+
+No code is run at loading: the file holds tensors (safetensors) and, in its header, JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.files import written_whole
+from esper.growth.arguments import unwrap
+from esper.growth.probe import compile_afresh
+from esper.lifecycle import Stage
+from esper.network import state as saved_state
+from esper.network.blueprints import SlotSpec
+from esper.network.growing_network import check_plain
+from esper.network.grown import plain_copy
+from esper.network.placing import find_places, is_of_seed
+from esper.network.slot import Life, Slot
+from esper.network.survey import survey
+
+FILE = "esper_grown.safetensors"
+"""Name of the file in the directory; no name that other libraries read."""
+
+FORMAT = 1
+"""Version of the file."""
+
+_HEADER = "esper_grown"
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def save_grown(directory: str | os.PathLike[str], model: nn.Module, slots: Mapping[str, Any]) -> Path:
+    """Write a host and its seeds of alpha > 0 to ``directory``, as one file, whole or not at all.
+
+    Args:
+        directory: Made where it is missing.
+        model: The host.
+        slots: The state of its slots, by name, as ``GrowingNetwork.state_dict()["slots"]`` has it.
+
+    Raises:
+        ValueError: If the host's ``state_dict`` holds anything but tensors.
+    """
+    kept = {name: entry for name, entry in slots.items() if entry["life"]["alpha"] > 0}
+    tensors, same = _distinct({k: v for k, v in model.state_dict().items() if not is_of_seed(k)})
+    description = {
+        "format": FORMAT,
+        "host": type(model).__name__,
+        "same": same,
+        "slots": list(slots),
+        "seeds": {name: _describe(entry) for name, entry in kept.items()},
+    }
+    everything = {f"host/{key}": tensor for key, tensor in tensors.items()}
+    for name, entry in kept.items():
+        everything |= {f"seed/{name}/{key}": tensor for key, tensor in entry["weights"].items()}
+    path = Path(directory) / FILE
+    with written_whole(path) as unfinished:
+        plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in everything.items()}
+        save_file(plain, unfinished, metadata={_HEADER: json.dumps(description)})
+    return path
+
+
+def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
+    life = entry["life"]
+    return {
+        "blueprint": BLUEPRINT_NAMES[life["blueprint"]],
+        "style": STYLES[life["style"]],
+        "alpha": life["alpha"],
+        "spec": entry["spec"],
+    }
+
+
+def _distinct(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a state, each once, and for every further name of one its first name."""
+    first: dict[Any, str] = {}
+    same: dict[str, str] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"the host's state_dict holds a {type(value).__name__} at '{name}', which is no tensor; save "
+                "growth.state_dict() and model.state_dict() by torch.save instead"
+            )
+        identity = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else name
+        if first.setdefault(identity, name) != name:
+            same[name] = first[identity]
+    return {name: value for name, value in state.items() if name not in same}, same
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def load_grown(directory: str | os.PathLike[str], host: nn.Module, example_input: Any) -> nn.Module:
+    """Make ``host`` the grown network that ``Growth.save`` wrote to ``directory``: its weights and its seeds.
+
+        model = esper.load_grown("runs/mine", MyNetwork(), x[:2])
+
+    The seeds are submodules of the host, as they were while it grew, and each acts for good at the alpha that it had.
+    The network can be used and trained like any other, by an optimizer built on it afterwards;
+    :func:`grown_model` gives a plain copy of it.
+
+    Args:
+        directory: What ``Growth.save`` was given.
+        host: A network built as the host was; its weights are overwritten. It may be compiled.
+        example_input: What the host is called with: a tensor, a tuple (positional arguments) or a mapping (keyword
+            arguments).
+
+    Returns:
+        ``host``.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged or of another version, the host is another one or carries
+            seeds already. The host is as it was then.
+
+    Example:
+        >>> import tempfile
+        >>> from esper import Decision, Growth
+        >>> host = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> model, x = host(), torch.randn(2, 4)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> growth = Growth(model, optimizer, slots=["1"], example_input=x)
+        >>> directory = tempfile.mkdtemp()
+        >>> _ = growth.save(directory)
+        >>> torch.equal(load_grown(directory, host(), x)(x), model(x))
+        True
+    """
+    path = Path(directory) / FILE
+    description, tensors = _read(path)
+    model = unwrap(host)
+    check_plain(model)
+    weights = _under(tensors, "host/")
+    weights |= {name: weights[first] for name, first in description["same"].items()}
+    _check_weights(model, weights, description["host"], path)
+    slots, states = _slots_and_states(model, description, tensors, example_input, path)
+    try:
+        saved_state.load_slots(slots, states, model, None)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"'{path}' does not describe its seeds: {error}; save the network again") from error
+    model.load_state_dict(weights, strict=False)
+    for slot in slots:
+        assert slot.seed is not None
+        slot.seed.train(slot.module.training)
+    compile_afresh()
+    return host
+
+
+def grown_model(model: nn.Module) -> nn.Module:
+    """A plain copy of a network that carries seeds: those of alpha > 0 are built in, and nothing else is left.
+
+    For what :func:`load_grown` returned and for copies of a growing network (``copy.deepcopy``, averages of weights);
+    of the growing one itself ``growth.grown_model()`` gives the network as it was evaluated last.
+
+    Raises:
+        ValueError: If ``model`` is not the host itself but something around it.
+    """
+    host = unwrap(model)
+    slots = acting_slots(host)
+    for slot in slots:
+        if dict(host.named_modules()).get(slot.name) is not slot.module:
+            raise ValueError(
+                f"expected the network that carries the seeds, got a {type(host).__name__} around it: it has no slot "
+                f"'{slot.name}'; give the module inside (of an AveragedModel: .module)"
+            )
+    return plain_copy(host, slots)
+
+
+def acting_slots(model: nn.Module) -> list[Slot]:
+    """The slots whose hooks are on the modules of ``model``: those that hold a seed."""
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    owners = [getattr(hook, "__self__", None) for hook in hooks]
+    return [owner for owner in owners if isinstance(owner, Slot)]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ValueError(f"expected a grown network at '{path}', found none; growth.save(directory) writes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is truncated or not a safetensors file: {error}; save the network again") from error
+    try:
+        description = json.loads(header or "null")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the description in '{path}' is not JSON: {error}; save the network again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"'{path}' does not describe a grown network of this version: expected format {FORMAT}")
+    return description, tensors
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_weights(model: nn.Module, weights: Mapping[str, Tensor], host: str, path: Path) -> None:
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in weights.items()}
+    if ours == theirs:
+        return
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    name = differing[0]
+    raise ValueError(
+        f"'{path}' holds a grown {host}, and this {type(model).__name__} is built otherwise: {len(differing)} entries "
+        f"of its state_dict differ, first '{name}' of shape {theirs.get(name)} in the file and {ours.get(name)} here; "
+        "build the host as it was built for growth"
+    )
+
+
+def _slots_and_states(
+    model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], example_input: Any, path: Path
+) -> tuple[list[Slot], dict[str, Any]]:
+    """What :func:`esper.network.state.load_slots` takes, the slots checked against what they carried.
+
+    All slots of the growth take part in finding places, so that each seed has the place that it had. Whether they are
+    causal is in the file.
+    """
+    seeds = description["seeds"]
+    if not seeds:
+        return [], {}
+    places = dict(zip(description["slots"], find_places(model, description["slots"]), strict=True))
+    slots = []
+    for site in survey(model, list(seeds), example_input, causal=False):
+        spec = SlotSpec(**{**seeds[site.name]["spec"], "spatial": tuple(seeds[site.name]["spec"]["spatial"])})
+        if (spec.kind, spec.channels) != (site.spec.kind, site.spec.channels):
+            raise ValueError(
+                f"slot '{site.name}' carries {site.spec.kind}s of {site.spec.channels} channels here, but in '{path}' "
+                f"{spec.kind}s of {spec.channels}; build the host, and choose the example input, as for growth"
+            )
+        slots.append(Slot(replace(site, spec=spec), places[site.name]))
+    return slots, {name: _state_of(seed, _under(tensors, f"seed/{name}/")) for name, seed in seeds.items()}
+
+
+def _state_of(seed: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A seed that is kept for good."""
+    blueprint, style = BLUEPRINT_NAMES.index(seed["blueprint"]), STYLES.index(seed["style"])
+    alpha = seed["alpha"]
+    life = Life(Stage.FOSSILIZED, blueprint, style, alpha=alpha, alpha_target=alpha, germinations=1)
+    return {"spec": seed["spec"], "life": asdict(life), "statistics": {}, "weights": dict(weights)}

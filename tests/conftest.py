@@ -7,8 +7,24 @@ import random
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 torch.set_num_threads(1)
+
+# Shapes in signatures are checked while the tests run. Left out are the files that check what users hand them: there an
+# error of their own says what to do, and the tests look for it.
+install_import_hook(
+    [
+        "esper.simic.advantages",
+        "esper.simic.rollout_buffer",
+        "esper.simic.training.stepping",
+        "esper.tamiyo.networks.action_tree",
+        "esper.tamiyo.networks.moments",
+        "esper.tamiyo.networks.slot_encoder",
+        "esper.tamiyo.networks.standardizer",
+    ],
+    "shapes.checked",
+)
 
 
 @pytest.fixture(autouse=True)

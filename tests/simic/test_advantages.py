@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from esper.simic.advantages import compute_advantages, mean_of_others
 
@@ -146,3 +147,8 @@ def test_over_the_mean_of_the_others_the_gradient_is_the_same_and_quieter(envs: 
         float(((torch.stack(gradients) - mean).square() * weight).sum()) for gradients in (plain, paired)
     )
     assert noise_paired < 0.15 * noise
+
+
+def test_shapes_in_signatures_are_checked_while_the_tests_run() -> None:
+    with pytest.raises(TypeCheckError, match="mean_of_others"):
+        mean_of_others(torch.zeros(2, 3), torch.ones(2, 1, dtype=torch.bool))

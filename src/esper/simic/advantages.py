@@ -29,32 +29,33 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
 class Advantages(NamedTuple):
     """Advantages and value targets of one rollout, each [T, K]; 0 at rows that are not valid."""
 
-    op: Tensor
+    op: Float[Tensor, "T K"]
     """A_op, for the op head: over V(s)."""
-    sub: Tensor
+    sub: Float[Tensor, "T K"]
     """A_sub, for every head drawn after the op: over Q(s, op)."""
-    targets: Tensor
+    targets: Float[Tensor, "T K"]
     """What Q(s, stored op) learns; also the λ-return estimate of V(s)."""
 
 
 def compute_advantages(
     *,
-    rewards: Tensor,
-    state_values: Tensor,
-    chosen_values: Tensor,
-    next_values: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    valid: Tensor,
+    rewards: Float[Tensor, "T K"],
+    state_values: Float[Tensor, "T K"],
+    chosen_values: Float[Tensor, "T K"],
+    next_values: Float[Tensor, "T K"],
+    terminated: Bool[Tensor, "T K"],
+    truncated: Bool[Tensor, "T K"],
+    valid: Bool[Tensor, "T K"],
     gamma: float,
     gae_lambda: float,
-    likelihood_ratios: Tensor | None = None,
+    likelihood_ratios: Float[Tensor, "T K"] | None = None,
 ) -> Advantages:
     """Advantages of all environments at once; see the module for the equations.
 
@@ -92,7 +93,7 @@ def compute_advantages(
     )
 
 
-def mean_of_others(advantages: Tensor, valid: Tensor) -> Tensor:
+def mean_of_others(advantages: Float[Tensor, "T K"], valid: Bool[Tensor, "T K"]) -> Float[Tensor, "T K"]:
     """What environments that share their luck have in common: for each the mean of the others at the same step, [T, K].
 
     Where K environments play the same episode (common random numbers), much of an advantage is due to the episode, not

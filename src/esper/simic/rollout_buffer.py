@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from esper.heads import HeadTable
@@ -192,7 +193,13 @@ class RolloutBuffer:
     # ------------------------------------------------------------------ after the last step
 
     def finish(
-        self, last_values: Tensor, gamma: float, gae_lambda: float, reward_scale: float = 1.0, *, paired: bool = False
+        self,
+        last_values: Float[Tensor, " K"],
+        gamma: float,
+        gae_lambda: float,
+        reward_scale: float = 1.0,
+        *,
+        paired: bool = False,
     ) -> None:
         """Compute the advantages of the whole rollout.
 
@@ -228,7 +235,7 @@ class RolloutBuffer:
 
     # ------------------------------------------------------------------ what the heads had to choose from
 
-    def num_allowed(self) -> Tensor:
+    def num_allowed(self) -> Int[Tensor, "T K H"]:
         """How many choices each head had, [T, K, H], given the choice its parent took."""
         counts = []
         choices = _by_head(self.heads, self["actions"])
@@ -242,7 +249,7 @@ class RolloutBuffer:
         return torch.stack(counts, dim=-1)
 
     @property
-    def could_matter(self) -> Tensor:
+    def could_matter(self) -> Bool[Tensor, "T K H"]:
         """[T, K, H] bool: the row is valid, its action uses the head, and more than one choice was allowed."""
         if self._could_matter is None:
             choices = _by_head(self.heads, self["actions"])
@@ -250,7 +257,7 @@ class RolloutBuffer:
             self._could_matter = self["valid"][..., None] & used & (self.num_allowed() > 1)
         return self._could_matter
 
-    def head_advantages(self) -> Tensor:
+    def head_advantages(self) -> Float[Tensor, "T K H"]:
         """[T, K, H]: A_op for the first head, A_sub for the others.
 
         Those of paired environments are taken over what the others have at the same step. Where another policy drew the
@@ -325,7 +332,7 @@ class RolloutBuffer:
         )
 
 
-def _by_head(heads: HeadTable, actions: Tensor) -> dict[str, Tensor]:
+def _by_head(heads: HeadTable, actions: Int[Tensor, "*batch H"]) -> dict[str, Int[Tensor, "*batch"]]:
     """The choices [...] of each head, from actions [..., H] in the order of the table."""
     return dict(zip(heads.names, actions.unbind(-1), strict=True))
 
@@ -354,7 +361,7 @@ class Sequences(NamedTuple):
     begins_episode: Tensor
     """[N] bool: the sequence begins with an episode, so with an empty memory."""
 
-    def batch(self, chosen: Tensor) -> SequenceBatch:
+    def batch(self, chosen: Int[Tensor, " chosen"]) -> SequenceBatch:
         """The chosen sequences (indices into them) as one batch, in the layout that has fewer rows."""
         rows, count = int(self.length[chosen].sum()), len(chosen)
         width = int(self.length[chosen].max())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from esper.tamiyo.networks.moments import merge_moments
@@ -52,7 +53,7 @@ class RunningMeanStd(nn.Module):
     # Buffers are written in place: a buffer replaced under inference mode would be an inference tensor, and every later
     # normalize() in training would fail.
     @torch.inference_mode()
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Shaped[Tensor, "*batch_shape"]) -> None:
         """Merge a batch ``[..., *shape]``; a batch of no observations changes nothing.
 
         Raises:
@@ -70,7 +71,7 @@ class RunningMeanStd(nn.Module):
         var, mean = torch.var_mean(batch, dim=0, correction=0)
         merge_moments(self.mean, self.var, self.count, batch_mean=mean, batch_squares=var * count, batch_count=count)
 
-    def normalize(self, x: Tensor, clip: float = 10.0) -> Tensor:
+    def normalize(self, x: Float[Tensor, "*batch_shape"], clip: float = 10.0) -> Float[Tensor, "*batch_shape"]:
         """``(x − mean) / std``, clipped to ``[−clip, clip]``; differentiable, of the shape and type of ``x``.
 
         Before the first update only the clipping acts.

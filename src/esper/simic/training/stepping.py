@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from esper.simic.spaces import EnvironmentAdapter
@@ -17,7 +18,7 @@ from esper.tamiyo.networks.checks import HiddenState
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
 
-def emptied(hidden: HiddenState, begins: np.ndarray) -> HiddenState:
+def emptied(hidden: HiddenState, begins: Bool[np.ndarray, " K"]) -> HiddenState:
     """The hidden state before the next step: zero where that ``begins`` ([K] bool) an episode."""
     if not begins.any():
         return hidden
@@ -25,7 +26,7 @@ def emptied(hidden: HiddenState, begins: np.ndarray) -> HiddenState:
     return hidden[0].masked_fill(empty, 0.0), hidden[1].masked_fill(empty, 0.0)
 
 
-def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: HiddenState) -> Tensor:
+def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: HiddenState) -> Float[Tensor, " K"]:
     """V, [K]."""
     return policy.get_value(inputs.features, hidden, inputs.blueprint_indices, inputs.masks)
 
@@ -34,10 +35,10 @@ def final_values(
     policy: LSTMPolicyBundle,
     adapter: EnvironmentAdapter,
     hidden: HiddenState,
-    cut: np.ndarray,
+    cut: Bool[np.ndarray, " K"],
     infos: Mapping[str, Any],
-    features: Tensor | None = None,
-) -> Tensor:
+    features: Float[Tensor, "K D"] | None = None,
+) -> Float[Tensor, " K"]:
     """V of the final observation where an episode was ``cut`` ([K] bool) by a time limit, [K]; 0 elsewhere.
 
     Args:

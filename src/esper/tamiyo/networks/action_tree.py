@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,12 +35,12 @@ def sampled(sizes: Mapping[str, int], rows: int, device: torch.device, generator
     return lambda name, distribution, used: distribution.sample(noise=of_head[name])
 
 
-def likeliest(name: str, distribution: MaskedCategorical, used: Tensor | None) -> Tensor:
+def likeliest(name: str, distribution: MaskedCategorical, used: Bool[Tensor, "N 1"] | None) -> Int[Tensor, " N"]:
     """A chooser that takes the likeliest choice."""
     return distribution.mode()
 
 
-def most_valuable(op: str, op_values_NO: Tensor, share: float) -> Chooser:
+def most_valuable(op: str, op_values_NO: Float[Tensor, "N O"], share: float) -> Chooser:
     """A chooser whose op has the greatest Q of those at least ``share`` times as probable as the likeliest.
 
     Every other head takes its likeliest choice (the rule of discrete BCQ, Fujimoto et al. 2019, arXiv:1910.01708: a
@@ -55,7 +56,7 @@ def most_valuable(op: str, op_values_NO: Tensor, share: float) -> Chooser:
     return choose
 
 
-def stored(actions: Mapping[str, Tensor]) -> Chooser:
+def stored(actions: Mapping[str, Int[Tensor, " N"]]) -> Chooser:
     """A chooser that repeats ``actions`` (int64 ``[N]`` per head); what is stored for an unused head is not read."""
     return lambda name, distribution, used: actions[name] if used is None else actions[name] * used.squeeze(-1)
 
@@ -68,7 +69,7 @@ class Layout(NamedTuple):
     head_of_C: Tensor
     """The head that each choice belongs to, int64 ``[C]``."""
 
-    def summed(self, x_NC: Tensor) -> Tensor:
+    def summed(self, x_NC: Shaped[Tensor, "N C"]) -> Shaped[Tensor, "N K"]:
         """Sums over the choices of each head, ``[N, K]``."""
         return x_NC.new_zeros(x_NC.shape[0], self.starts_K.shape[0]).index_add(1, self.head_of_C, x_NC)
 
@@ -83,7 +84,7 @@ def layout(sizes: tuple[int, ...], device: torch.device) -> Layout:
 
 
 @lru_cache(maxsize=256)
-def only_first(choices: int, device: torch.device) -> Tensor:
+def only_first(choices: int, device: torch.device) -> Bool[Tensor, " n"]:
     """The mask of an unused head, bool ``[n]``: the first choice alone."""
     return torch.arange(choices, device=device) == 0
 
@@ -108,25 +109,25 @@ class Draw:
         return layout(sizes, self.log_probs_NC.device)
 
     @cached_property
-    def log_probs_NC(self) -> Tensor:
+    def log_probs_NC(self) -> Float[Tensor, "N C"]:
         """Log-probabilities of all choices of all heads."""
         return torch.cat([d.log_probs for d in self.distributions.values()], dim=-1)
 
     @cached_property
-    def choices_NK(self) -> Tensor:
+    def choices_NK(self) -> Int[Tensor, "N K"]:
         """The choice of each head."""
         return torch.stack(tuple(self.choices.values()), dim=-1)
 
     @cached_property
-    def log_probs_NK(self) -> Tensor:
+    def log_probs_NK(self) -> Float[Tensor, "N K"]:
         """Log-probability of each head's choice; exactly 0 where the head is unused."""
         return self.log_probs_NC.gather(-1, self.choices_NK + self.layout.starts_K)
 
-    def entropies_NK(self) -> Tensor:
+    def entropies_NK(self) -> Float[Tensor, "N K"]:
         """Entropy of each head, in nats; exactly 0 where the head is unused."""
         return self.layout.summed(negative_plogp(self.log_probs_NC))
 
-    def could_matter_NK(self) -> Tensor:
+    def could_matter_NK(self) -> Bool[Tensor, "N K"]:
         """Where each head is used and has more than one allowed choice, bool."""
         return self.layout.summed((self.log_probs_NC > -torch.inf).long()) > 1
 
@@ -161,7 +162,11 @@ class HeadNetwork(nn.Module):
         """bool ``[n, users, 1]``: which choice uses which of the heads that depend on it."""
 
     def distribution(
-        self, output: Tensor, slots_NSE: Tensor | None, mask: Tensor | None, draw: Draw
+        self,
+        output: Float[Tensor, "N out"],
+        slots_NSE: Float[Tensor, "N S E"] | None,
+        mask: Bool[Tensor, "N n"] | Bool[Tensor, "N n_parent n"] | None,
+        draw: Draw,
     ) -> MaskedCategorical:
         """The distribution over the choices that are allowed, given what was drawn before."""
         logits = output
@@ -182,7 +187,13 @@ class HeadNetwork(nn.Module):
         first = only_first(logits.shape[-1], logits.device)
         return used_N1 | first if mask is None else torch.where(used_N1, mask, first)
 
-    def condition(self, hidden: Tensor, choice_N: Tensor, slots_NSE: Tensor | None, draw: Draw) -> Tensor:
+    def condition(
+        self,
+        hidden: Float[Tensor, "N later_D"],
+        choice_N: Int[Tensor, " N"],
+        slots_NSE: Float[Tensor, "N S E"] | None,
+        draw: Draw,
+    ) -> Float[Tensor, "N later_D"]:
         """Mark which later heads the choice uses, and condition their hidden layers ``[N, later · D]`` on it."""
         if self.users_of is not None:
             for user, uses_N1 in zip(self.users, self.users_of[choice_N].unbind(1), strict=True):
@@ -227,7 +238,9 @@ class ActionTree(nn.Module):
             later = len(after) if any(heads.together(head.name, h.name) for h in after) else 0
             self.heads.append(HeadNetwork(head, config, later))
 
-    def draw(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> Draw:
+    def draw(
+        self, core_NH: Float[Tensor, "N H"], slots_NSE: Float[Tensor, "N S E"] | None, masks: Masks, choose: Chooser
+    ) -> Draw:
         """Go through the heads in order; ``masks`` are ``[N, n]``, ``[N, n_parent, n]`` or ``None``."""
         draw = Draw()
         hidden = self.hidden(core_NH)
@@ -245,7 +258,7 @@ class ActionTree(nn.Module):
             hidden = head.condition(hidden, choice_N, slots_NSE, draw)
         return draw
 
-    def op(self, core_NH: Tensor, mask: Tensor | None) -> MaskedCategorical:
+    def op(self, core_NH: Float[Tensor, "N H"], mask: Bool[Tensor, "N O"] | None) -> MaskedCategorical:
         """Distribution of the op alone, as in :meth:`draw`."""
         head = self.heads[0]
         assert isinstance(head, HeadNetwork)

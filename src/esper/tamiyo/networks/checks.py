@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from esper.heads import HeadTable
@@ -13,7 +14,7 @@ from esper.heads import HeadTable
 Masks = Mapping[str, Tensor | None]
 """Head → bool mask, True where allowed, or ``None`` (all allowed)."""
 
-HiddenState = tuple[Tensor, Tensor]
+HiddenState = tuple[Float[Tensor, "layers B H"], Float[Tensor, "layers B H"]]
 """What a recurrent policy remembers: output and cell of its LSTM, a pair ``[num_layers, B, H]``."""
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from esper.heads import HeadTable
@@ -184,8 +185,8 @@ class FactoredRecurrentActorCritic(nn.Module):
 
     def get_action(
         self,
-        state: Tensor,
-        blueprint_indices: Tensor | None,
+        state: Float[Tensor, "B D"],
+        blueprint_indices: Int[Tensor, "B S"] | None,
         masks: Masks,
         hidden: HiddenState | None = None,
         deterministic: bool = False,
@@ -255,12 +256,12 @@ class FactoredRecurrentActorCritic(nn.Module):
 
     def evaluate_actions(
         self,
-        states: Tensor,
-        blueprint_indices: Tensor | None,
-        actions: Mapping[str, Tensor],
+        states: Float[Tensor, "B T D"],
+        blueprint_indices: Int[Tensor, "B T S"] | None,
+        actions: Mapping[str, Int[Tensor, "B T"]],
         masks: Masks,
         hidden: HiddenState | None = None,
-        gaps: Tensor | None = None,
+        gaps: Bool[Tensor, "B T"] | None = None,
         *,
         final_hidden: bool = True,
     ) -> Evaluation:
@@ -307,8 +308,12 @@ class FactoredRecurrentActorCritic(nn.Module):
         )
 
     def state_value(
-        self, state: Tensor, blueprint_indices: Tensor | None, masks: Masks, hidden: HiddenState | None = None
-    ) -> Tensor:
+        self,
+        state: Float[Tensor, "B D"],
+        blueprint_indices: Int[Tensor, "B S"] | None,
+        masks: Masks,
+        hidden: HiddenState | None = None,
+    ) -> Float[Tensor, " B"]:
         """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
         hidden = self._checked("state", state, blueprint_indices, masks, hidden, batch=("B",))
         core, _, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cached_property
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _NOISE = torch.finfo(torch.float32)
@@ -21,7 +22,7 @@ def gumbel_noise(
     return exponential.clamp_(_NOISE.tiny, _NOISE.max).log_().neg_()
 
 
-def negative_plogp(log_probs: Tensor) -> Tensor:
+def negative_plogp(log_probs: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """``−p log p``, the terms of an entropy; 0 where p is 0, and without NaN gradients there."""
     # exp(-1000) is 0 in float32 and float64 alike, so the clamp changes no value; it keeps 0 · ∞ out of both passes.
     return -(log_probs.exp() * log_probs.clamp_min(-1000.0))
@@ -51,7 +52,13 @@ class MaskedCategorical:
     """
 
     def __init__(
-        self, logits: Tensor, mask: Tensor | None = None, floor: float = 0.0, head: str = "", *, check: bool = True
+        self,
+        logits: Float[Tensor, "*batch n"],
+        mask: Bool[Tensor, "*batch n"] | None = None,
+        floor: float = 0.0,
+        head: str = "",
+        *,
+        check: bool = True,
     ) -> None:
         if not logits.is_floating_point():
             raise ValueError(f"head '{head}': expected floating point logits, got {logits.dtype}")
@@ -98,11 +105,13 @@ class MaskedCategorical:
         return torch.where(self.mask, floored.log(), -torch.inf)
 
     @cached_property
-    def probs(self) -> Tensor:
+    def probs(self) -> Float[Tensor, "*batch n"]:
         """Probabilities ``[..., n]``; exactly 0 where masked."""
         return self.log_probs.exp()
 
-    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+    def sample(
+        self, generator: torch.Generator | None = None, *, noise: Float[Tensor, "*batch n"] | None = None
+    ) -> Int[Tensor, "*batch"]:
         """Draw a choice ``[...]`` (int64) by the Gumbel-max trick; never a masked one.
 
         Args:
@@ -113,11 +122,11 @@ class MaskedCategorical:
             noise = gumbel_noise(tuple(self.log_probs.shape), self.log_probs.device, generator)
         return (self.log_probs + noise).argmax(-1)
 
-    def mode(self) -> Tensor:
+    def mode(self) -> Int[Tensor, "*batch"]:
         """The likeliest choice ``[...]`` (int64); the first of equals."""
         return self.log_probs.argmax(-1)
 
-    def log_prob(self, choice: Tensor) -> Tensor:
+    def log_prob(self, choice: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Log-probability ``[...]`` of ``choice`` (int64 ``[...]``); −inf for a masked choice.
 
         Raises:
@@ -130,6 +139,6 @@ class MaskedCategorical:
             )
         return self.log_probs.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Float[Tensor, "*batch"]:
         """Entropy in nats ``[...]``, over the allowed choices."""
         return negative_plogp(self.log_probs).sum(-1)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
 def merge_moments(
-    mean: Tensor, var: Tensor, count: Tensor, *, batch_mean: Tensor, batch_squares: Tensor, batch_count: Tensor | int
+    mean: Float[Tensor, "*shape"],
+    var: Float[Tensor, "*shape"],
+    count: Float[Tensor, "*counts"],
+    *,
+    batch_mean: Float[Tensor, "*shape"],
+    batch_squares: Float[Tensor, "*shape"],
+    batch_count: Float[Tensor, "*counts"] | int,
 ) -> None:
     """Merge the moments of a batch into those of everything before, in place (Chan, Golub & LeVeque 1983).
 
@@ -15,11 +22,11 @@ def merge_moments(
     into batches gives the moments of the whole.
 
     Args:
-        mean: float64 ``[...]``.
-        var: Population variance, float64 ``[...]``; 1 where nothing was seen yet.
-        count: Numbers seen, float64 ``[...]``, or one count for all.
-        batch_mean: ``[...]``; read only where the batch has a number.
-        batch_squares: M2_B, the sum of squared distances from ``batch_mean``, ``[...]``.
+        mean: float64.
+        var: Population variance, float64; 1 where nothing was seen yet.
+        count: Numbers seen, float64: one count per number, or one for all.
+        batch_mean: Read only where the batch has a number.
+        batch_squares: M2_B, the sum of squared distances from ``batch_mean``.
         batch_count: n_B, as ``count``.
     """
     total = count + batch_count

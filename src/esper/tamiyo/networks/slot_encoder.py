@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, embedding, linear
@@ -32,8 +33,10 @@ class SlotEncoder(nn.Module):
         self.query_key_value = linear(slot_dim, 3 * slot_dim, 1.0)
         self.attended = linear(slot_dim, slot_dim, 1.0)
 
-    def forward(self, numbers_NSF: Tensor, indices_NS: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodings ``[N, S, E]`` and their summary ``[N, 2E]`` (mean and maximum over the slots).
+    def forward(
+        self, numbers_NSF: Float[Tensor, "N S F"], indices_NS: Int[Tensor, "N S"]
+    ) -> tuple[Float[Tensor, "N S E"], Float[Tensor, "N 2*E"]]:
+        """Encodings and their summary (mean and maximum over the slots).
 
         Args:
             numbers_NSF: Numbers about each slot.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from esper.tamiyo.networks.moments import merge_moments
@@ -58,8 +59,8 @@ class StateStandardizer(nn.Module):
 
     # In place, as in RunningMeanStd: a buffer replaced under inference mode could not take part in training.
     @torch.inference_mode()
-    def update(self, states: Tensor) -> None:
-        """Merge states ``[N, R + F·S]``; different calls may have different S.
+    def update(self, states: Float[Tensor, "N D"]) -> None:
+        """Merge states, D = R + F·S; different calls may have different S.
 
         Raises:
             ValueError: For a NaN or infinite number.
@@ -72,7 +73,7 @@ class StateStandardizer(nn.Module):
         self.shift.copy_(self.mean)
         self.scale.copy_((self.var + _LEAST_VARIANCE).rsqrt())
 
-    def _merge(self, fields: slice, x: Tensor) -> None:
+    def _merge(self, fields: slice, x: Float[Tensor, "N fields"]) -> None:
         known = x != self.unknown
         count = known.sum(0).double()
         mean = torch.where(known, x, 0.0).sum(0) / count.clamp(min=1)
@@ -86,7 +87,9 @@ class StateStandardizer(nn.Module):
             batch_count=count,
         )
 
-    def forward(self, run_NR: Tensor, slots_NSF: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, run_NR: Float[Tensor, "N R"], slots_NSF: Float[Tensor, "N S F"]
+    ) -> tuple[Float[Tensor, "N R"], Float[Tensor, "N S F"]]:
         """The same shapes, standardised and clipped to ±5; differentiable."""
         sizes = (self.run_size, self.slot_size)
         (run_shift, slot_shift), (run_scale, slot_scale) = self.shift.split(sizes), self.scale.split(sizes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -150,8 +151,12 @@ class LSTMPolicyBundle:
 
     @torch.inference_mode()
     def get_value(
-        self, features: Tensor, hidden: HiddenState, blueprint_indices: Tensor | None = None, masks: Masks | None = None
-    ) -> Tensor:
+        self,
+        features: Float[Tensor, "B D"],
+        hidden: HiddenState,
+        blueprint_indices: Int[Tensor, "B S"] | None = None,
+        masks: Masks | None = None,
+    ) -> Float[Tensor, " B"]:
         """INFERENCE-MODE: V(s) = Σ_op π(op|s) Q(s, op) over the allowed ops; the result is not differentiable.
 
         Made for bootstrapping the last step of a rollout and for logging. To train, use :meth:`evaluate_actions`, whose
@@ -216,9 +221,9 @@ class LSTMPolicyBundle:
     def evaluate_actions(
         self,
         inputs: PolicyInput,
-        actions: Mapping[str, Tensor],
+        actions: Mapping[str, Int[Tensor, "B T"]],
         hidden: HiddenState | None = None,
-        gaps: Tensor | None = None,
+        gaps: Bool[Tensor, "B T"] | None = None,
         *,
         final_hidden: bool = True,
     ) -> Evaluation:

@@ -85,6 +85,7 @@ def test_a_decision_that_no_training_has_followed_is_not_in_the_file(tmp_path):
     loop = Loop().script(germinate("mlp"), advance())
     loop.epochs(1)
     wake(loop.growth.network.slots[0].seed)
+    loop.train()
     before = answers(loop.model, loop.x)
     loop.growth.step(loop.evaluate)  # blends it in
     assert not torch.allclose(answers(loop.model, loop.x), before)

@@ -489,9 +489,17 @@ def test_readings_encode_at_every_stage() -> None:
         with network.measure():
             train(case, optimizer)
         run = RunReading(
-            decision, 30, [0.5], [1.0], [1.0], network.host_params, network.added_params, 0.02, 2000,
+            decision=decision,
+            horizon=30,
+            scores=[0.5],
+            train_losses=[1.0],
+            val_losses=[1.0],
+            host_params=network.host_params,
+            added_params=network.added_params,
+            rent=0.02,
+            budget=2000,
             slots=network.slot_readings(),
-        )  # fmt: skip
+        )
         features, blueprints = encode(run)
         assert np.isfinite(features).all()
         assert list(blueprints) == [slot.life.blueprint for slot in network.slots]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from esper.network.blueprints import SlotSpec
 from esper.network.growing_network import GrowingNetwork
 from esper.network.slot import Slot
 from esper.network.survey import Port, resolve_slots
+from network.foreign_hosts import HOSTS, Foreign
 from network.hosts import CharLM, PerPosition, SmallCNN, advance, germinate, mlp, wake
 
 
@@ -48,7 +50,7 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.last = self.body(x)
-        return x.sum()
+        return x.mean((1, 2)[: x.dim() - 1])
 
 
 # ------------------------------------------------------------------------------------------- names
@@ -293,6 +295,186 @@ def test_a_grown_causal_model_stays_causal() -> None:
     changed = tokens.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 11
     torch.testing.assert_close(model(changed)[:, :-1], model(tokens)[:, :-1])
+
+
+def test_what_cannot_be_told_is_asked() -> None:
+    by_itself = nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 11), nn.Flatten(0, 1))
+    tokens = torch.randint(0, 11, (3, 6))
+    with pytest.raises(
+        ValueError, match=r"cannot tell whether slot '0' may look ahead: the model treats every position"
+    ):
+        slots_of(by_itself, ["0"], tokens)
+    with pytest.raises(ValueError, match=r"has no two positions to disturb. Say causal=True if .* causal=False if"):
+        slots_of(CharLM(), ["embed"], tokens[:, :1])
+    assert slots_of(copy.deepcopy(by_itself), ["0"], tokens, causal=True)[0].spec.causal
+    assert not slots_of(by_itself, ["0"], tokens, causal=False)[0].spec.causal
+
+
+def test_a_model_that_looks_ahead_in_its_prefix_only_is_asked_about() -> None:
+    class PrefixLM(Attentive):
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.drop(self.embed(tokens))[:, None]
+            sees = torch.ones(6, 6).tril().bool()
+            sees[:4, :4] = True
+            return self.head(F.scaled_dot_product_attention(h, h, h, attn_mask=sees)[:, 0])
+
+    with pytest.raises(ValueError, match="some of its positions see later ones of the input and others do not"):
+        slots_of(PrefixLM(False), ["drop"], torch.randint(0, 11, (3, 6)))
+
+
+# ------------------------------------------------------------------------------------------- models of others
+
+
+def replaced(example: Any, name: str, tensor: Tensor) -> Any:
+    return example | {name: tensor} if isinstance(example, dict) else tensor
+
+
+def main_inputs(host: Foreign) -> dict[str, Tensor]:
+    """The inputs that carry positions, by name."""
+    if isinstance(host.example, Tensor):
+        return {"": host.example}
+    return {n: t for n, t in host.example.items() if isinstance(t, Tensor) and "mask" not in n}
+
+
+def other(tensor: Tensor) -> Tensor:
+    return 31 - tensor if not tensor.is_floating_point() else tensor + 1
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_what_slots_carry_in_models_that_others_wrote(name: str) -> None:
+    host = HOSTS[name]()
+    slots = slots_of(host.model, list(host.slots), host.example)
+    assert {slot.name: slot.spec for slot in slots} == host.slots
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_seeds_mix_no_samples_and_leak_no_later_positions(name: str) -> None:
+    """Attention, where it fits, sees all that a seed may see."""
+    host = HOSTS[name]()
+    network = GrowingNetwork(host.model, list(host.slots), host.example)
+    fits = network.masks()["blueprint"][:, BLUEPRINT_NAMES.index("attention")]
+    for slot in range(network.num_slots):
+        network.step(germinate("attention" if fits[slot] else "conv", slot))
+        network.step(advance(slot))
+        wake(network.slots[slot].seed)
+    seen: dict[str, Tensor] = {}
+
+    def keep(slot: Slot) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen[slot.name] = slot.port.read(output).clone()
+
+        return hook
+
+    for slot in network.slots:
+        slot.module.register_forward_hook(keep(slot))
+
+    def slots_on(example: Any) -> dict[str, Tensor]:
+        seen.clear()
+        with torch.no_grad():
+            host.call(example)
+        return dict(seen)
+
+    host.model.eval()
+    before = slots_on(host.example)
+    for input_name, tensor in main_inputs(host).items():
+        second = tensor.clone()
+        second.select(host.samples_dim, 1).copy_(other(tensor).select(host.samples_dim, 1))
+        after = slots_on(replaced(host.example, input_name, second))
+        for slot in before:
+            torch.testing.assert_close(after[slot][0], before[slot][0])
+    stream = list(main_inputs(host))[-1]
+    tensor = main_inputs(host)[stream]
+    last = tensor.clone()
+    part = (
+        (slice(None),) * (1 - host.samples_dim) + (-1,) if tensor.dim() < 4 else (..., slice(-4, None), slice(-4, None))
+    )
+    last[part] = other(tensor)[part]
+    after = slots_on(replaced(host.example, stream, last))
+    for slot, spec in host.slots.items():
+        if spec.causal and name != "bart, input alone":  # its encoder sees that input too
+            torch.testing.assert_close(after[slot][:, :-1], before[slot][:, :-1])
+
+
+def test_one_sample_is_doubled_and_a_model_that_takes_one_only_is_named() -> None:
+    class OneOnly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x.view(1, 4))
+
+    assert slots_of(Attentive(True), ["drop"], torch.randint(0, 11, (1, 6)))[0].spec == SlotSpec(
+        "sequence", 8, (6,), causal=True
+    )
+    with pytest.raises(
+        ValueError, match=r"does not run with two of it .* give an example_input of two samples or more"
+    ):
+        slots_of(OneOnly(), ["body"], torch.randn(1, 4))
+    with pytest.raises(RuntimeError, match="invalid for input of size 8"):
+        slots_of(OneOnly(), ["body"], torch.randn(2, 4))
+
+
+def test_a_slot_whose_samples_depend_on_each_other_is_refused() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.before(x)[0]
+            return self.after(torch.tanh(h - h.mean(0))).mean(1)
+
+    x = torch.randn(4, 6, 3)
+    assert slots_of(Centred(), ["before"], x)[0].spec == SlotSpec("sequence", 8, (6,), causal=True)
+    with pytest.raises(ValueError, match=r"slot 'after' outputs a tensor .* samples of a batch depend on each other"):
+        slots_of(Centred(), ["after"], x)
+
+
+def test_a_slot_that_is_the_same_for_all_samples_is_refused() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match=r"the same tensor .* whatever the samples are"):
+        slots_of(model, ["0.parametrizations.weight"], torch.randn(8, 4))
+
+
+def test_a_block_that_puts_out_zeros_still_has_samples() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    assert slots_of(model, ["1"], torch.randn(5, 3))[0].spec == SlotSpec("vector", 8)
+
+
+def test_a_slot_under_no_grad_is_refused() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = mlp(), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = self.body(x)
+            return self.head(h)
+
+    with pytest.raises(ValueError, match=r"slot 'body.1' runs without gradients .* could never learn"):
+        slots_of(Frozen(), ["body.1"], torch.randn(2, 4))
+
+
+def test_channels_that_cannot_be_told_from_positions_are_asked_about() -> None:
+    class Patches(nn.Module):
+        """Eight patches of eight channels, always; permuted after the last layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Body(lambda x: self.linear(x).transpose(1, 2))
+            self.linear = nn.Linear(8, 8)
+            self.head = nn.Linear(64, 3)
+            self.position = nn.Parameter(torch.zeros(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x + self.position).flatten(1))
+
+    with pytest.raises(ValueError, match=r"it cannot be told which of the dimensions \[1, 2\] holds the channels"):
+        slots_of(Patches(), ["body"], torch.randn(2, 8, 8))
 
 
 # ------------------------------------------------------------------------------------------- transformers

@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from esper.files import written_whole
-from esper.network.survey import items_of
+from esper.network.example import items_of
 
 
 def export_model(model: nn.Module, example_input: Any, path: Path) -> Path:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from esper.network.survey import call_example, find_tensor, items_of
+from esper.network.example import tensors_of
+from esper.network.survey import Surveyor
 
 MOST_SLOTS = 6
 """More are not proposed: a controller that has to look everywhere decides slowly."""
@@ -27,10 +29,13 @@ class _Candidate:
     module: nn.Module
     rank: int
     shape: tuple[int, ...]
+    is_answer: bool
+    """It puts out what the model puts out."""
 
     @property
-    def parent(self) -> str:
-        return self.name.rpartition(".")[0]
+    def series(self) -> str:
+        """The name without the number at its end: that of all blocks that stand side by side."""
+        return self.name.rstrip("0123456789")
 
     @property
     def is_block(self) -> bool:
@@ -40,9 +45,10 @@ class _Candidate:
 def propose_slots(model: nn.Module, example_input: Any) -> list[str]:
     """Names of up to six submodules whose outputs are good places to grow, in the order of execution.
 
-    The first of these rules that finds any decides: blocks of one class that stand side by side (the stages of a
-    ResNet, the layers of a transformer), the outermost ones; two activations or more; other submodules. Submodules
-    that run more than once, have fewer than four channels, or put out what the model puts out, are left alone.
+    The first of these rules that finds any decides: numbered blocks of one class (the stages of a ResNet, the layers of
+    a transformer, those of encoder and decoder alike), the outermost ones; two activations or more; other submodules.
+    Those that cannot be slots (see :func:`~esper.network.survey.survey`), have fewer than four channels, or put out
+    what the model puts out, are left alone.
 
     Raises:
         ValueError: If there is none.
@@ -53,62 +59,49 @@ def propose_slots(model: nn.Module, example_input: Any) -> list[str]:
         >>> propose_slots(host, torch.zeros(1, 4))
         ['1', '3']
     """
-    candidates = _candidates(model, example_input)
-    chosen = _repeated_blocks(candidates) or _activations(candidates) or _outermost(candidates)
+    candidates, refusals = _candidates(model, example_input)
+    rules = (_repeated_blocks, _activations, _outermost)
+    chosen = next(filter(None, ([c for c in rule(candidates) if not c.is_answer] for rule in rules)), [])
     if not chosen:
+        why = f" (of '{next(iter(refusals))}': {next(iter(refusals.values()))})" if refusals else ""
         raise ValueError(
             f"found no slot in {type(model).__name__}: no submodule runs once and outputs one floating tensor [N, C], "
-            f"[N, L, C] or [N, C, H, W] of {LEAST_CHANNELS} channels or more; name slots as in model.named_modules()"
+            f"[N, L, C] or [N, C, H, W] of {LEAST_CHANNELS} channels or more{why}; name slots as in "
+            "model.named_modules()"
         )
     return [c.name for c in _spread(sorted(chosen, key=lambda c: c.rank))]
 
 
-def _candidates(model: nn.Module, example_input: Any) -> list[_Candidate]:
-    outputs: dict[str, list[Any]] = defaultdict(list)
-
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, args, output: outputs[name].append(output)
-
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
-    try:
-        result = call_example(model, example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    final = {t.data_ptr() for t in _tensors(result)}
-    found = []
-    for rank, (name, seen) in enumerate(outputs.items()):
-        tensor = _slot_tensor(seen[0], name) if len(seen) == 1 else None
-        if tensor is None or tensor.data_ptr() in final or _channels(tensor) < LEAST_CHANNELS:
+def _candidates(model: nn.Module, example_input: Any) -> tuple[list[_Candidate], dict[str, str]]:
+    """Submodules that can be slots, and what is said of those that cannot."""
+    surveyor = Surveyor(model, example_input)
+    answers = (t for _, t in tensors_of(surveyor.outputs[""][0]) if t.is_floating_point() and t.dim() > 0)
+    answer = next((t.data_ptr() for t in answers), None)
+    found, refusals = [], {}
+    for rank, name in enumerate(surveyor.outputs):
+        if not name or "parametrizations" in name.split("."):
             continue
-        found.append(_Candidate(name, model.get_submodule(name), rank, tuple(tensor.shape)))
-    return found
-
-
-def _slot_tensor(output: Any, name: str) -> Tensor | None:
-    try:
-        key = find_tensor(output, name)
-    except ValueError:
-        return None
-    return output if key is None else dict(items_of(output))[key]
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    members = [result] if isinstance(result, Tensor) else [value for _, value in items_of(result)]
-    return [m for m in members if isinstance(m, Tensor)]
-
-
-def _channels(tensor: Tensor) -> int:
-    return tensor.shape[1 if tensor.dim() == 4 else -1]
+        try:
+            site = surveyor.site(name, depth=0.0, causal=False)
+        except ValueError as error:
+            refusals[name] = str(error)
+            continue
+        tensor = site.port.read(surveyor.outputs[name][0])
+        if site.spec.channels >= LEAST_CHANNELS:
+            is_answer = tensor.data_ptr() == answer
+            found.append(_Candidate(name, site.module, rank, tuple(tensor.shape), is_answer))
+    return found, refusals
 
 
 def _repeated_blocks(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Blocks of one class and one name but for its number, in all parts of the model; the outermost ones."""
     groups: dict[tuple[str, type], list[_Candidate]] = defaultdict(list)
     for c in candidates:
         if c.is_block:
-            groups[c.parent, type(c.module)].append(c)
-    repeated = [group for group in groups.values() if len(group) > 1]
-    return min(repeated, key=lambda group: (group[0].name.count("."), -len(group)), default=[])
+            groups[c.series, type(c.module)].append(c)
+    repeated = [c for group in groups.values() if len(group) > 1 for c in group]
+    names = {c.name for c in repeated}
+    return [c for c in repeated if not any(c.name.startswith(f"{name}.") for name in names)]
 
 
 def _activations(candidates: Sequence[_Candidate]) -> list[_Candidate]:
@@ -120,8 +113,10 @@ def _outermost(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     """Submodules that stand in no other candidate; of those in a row with outputs of one shape, the last."""
     names = {c.name for c in candidates}
     outer = [c for c in candidates if not any(c.name.startswith(f"{name}.") for name in names)]
+    if len(outer) == 1 and len(candidates) > 1:  # a body of which the model is made: what is in it
+        return _outermost([c for c in candidates if c is not outer[0]])
     outer.sort(key=lambda c: c.rank)
-    followed = zip(outer, [*outer[1:], None], strict=True)
+    followed = zip_longest(outer, outer[1:])
     return [c for c, after in followed if c.is_block or after is None or after.shape != c.shape]
 
 

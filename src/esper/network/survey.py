@@ -1,8 +1,6 @@
-"""Where slots are: from names to submodules, and from one example forward to what each of them carries.
+"""Where slots are: from names to submodules, and from one example to what each of them carries.
 
 A :class:`Port` takes the slot's tensor out of a submodule's output and puts another one back.
-The host is only looked at: the example runs in evaluation mode without gradients, train flags are restored, and no
-random state is moved.
 """
 
 from __future__ import annotations
@@ -10,8 +8,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -19,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.network.blueprints import Kind, SlotSpec
+from esper.network.causality import Streams
+from esper.network.example import Key, Samples, Trace, find_samples, items_of
 
 _KIND_OF_DIMS: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image"}
 
@@ -71,49 +71,49 @@ def _matches(path: str, pattern: str) -> bool:
 class Port:
     """Takes the slot's tensor out of a submodule's output, in the layout of its kind, and puts another one back.
 
+    The layouts of the kinds are ``[N, C]``, ``[N, L, C]`` and ``[N, C, H, W]``.
+
     Args:
         key: Where the tensor stands: ``None`` (the output is the tensor), an index (tuple, list) or a name (mapping,
             dataclass).
-        swap_channels: The submodule's layout is not that of the kind: channels first for sequences, last for images.
+        dims: The submodule's dimensions in the order of the kind, ``(1, 0, 2)`` for ``[L, N, C]``; empty for those of
+            the kind itself.
     """
 
     key: int | str | None = None
-    swap_channels: bool = False
+    dims: tuple[int, ...] = ()
+
+    @property
+    def is_permuted(self) -> bool:
+        """Whether the submodule's layout is not that of the kind."""
+        return self.dims != tuple(range(len(self.dims)))
 
     def describe(self) -> str:
         """Where the tensor stands, in words."""
         where = {None: "output", int: f"output[{self.key}]", str: f"output.{self.key}"}
-        layout = " with its channels moved" if self.swap_channels else ""
-        return where[None if self.key is None else type(self.key)] + layout
+        moved = ""
+        if self.is_permuted:
+            moved = (
+                " with its channels moved" if self.dims[0] == 0 else f" with its samples in dimension {self.dims[0]}"
+            )
+        return where[None if self.key is None else type(self.key)] + moved
 
     def read(self, output: Any) -> Tensor:
-        """The slot's tensor, in the layout of its kind (a view)."""
+        """The slot's tensor, in the layout of its kind (a view); as it is if it has another number of dimensions."""
         tensor = output if self.key is None else _get(output, self.key)
-        return _swap_channels(tensor, inward=True) if self.swap_channels else tensor
+        return tensor.permute(self.dims) if self.is_permuted and tensor.dim() == len(self.dims) else tensor
 
     def write(self, output: Any, tensor: Tensor) -> Any:
         """A copy of ``output`` that holds ``tensor`` (given in the layout of its kind)."""
-        if self.swap_channels:
-            tensor = _swap_channels(tensor, inward=False)
+        if self.is_permuted:
+            tensor = tensor.permute([self.dims.index(d) for d in range(len(self.dims))])
         return tensor if self.key is None else _replace(output, self.key, tensor)
 
 
-def _swap_channels(tensor: Tensor, *, inward: bool) -> Tensor:
-    """Sequences ``[N, C, L]`` ↔ ``[N, L, C]``; images ``[N, H, W, C]`` ↔ ``[N, C, H, W]``."""
-    if tensor.dim() == 3:
-        return tensor.transpose(1, 2)
-    return tensor.movedim(-1, 1) if inward else tensor.movedim(1, -1)
-
-
-def items_of(output: Any) -> list[tuple[int | str, Any]]:
-    """The top-level members of a tuple, list, mapping or dataclass, by key."""
-    if isinstance(output, tuple | list):
-        return list(enumerate(output))
-    if isinstance(output, Mapping):
-        return list(output.items())
-    if dataclasses.is_dataclass(output):
-        return [(f.name, getattr(output, f.name)) for f in dataclasses.fields(output)]
-    return []
+def canonical(dims: int, samples: int, channels: int) -> tuple[int, ...]:
+    """The dimensions of a tensor in the order of its kind, by the place of its samples and channels."""
+    spatial = [d for d in range(dims) if d not in (samples, channels)]
+    return (samples, channels, *spatial) if dims == 4 else (samples, *spatial, channels)
 
 
 def _get(output: Any, key: int | str) -> Tensor:
@@ -164,12 +164,12 @@ def _outline(output: object) -> str:
     return f"{type(output).__name__} with {[(k, type(v).__name__) for k, v in items_of(output)]}"
 
 
-# ------------------------------------------------------------------------------------------- example forward
+# ---------------------------------------------------------------------------------------------------- sites
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """What one example forward found out about a slot.
+    """What the example found out about a slot.
 
     Args:
         name: Path of the submodule.
@@ -191,186 +191,208 @@ class Site:
 
 
 def survey(model: nn.Module, names: Sequence[str], example_input: Any, *, causal: bool | None) -> list[Site]:
-    """Run the example once (twice more to find out about causality) and say what each slot carries.
+    """Say what each slot carries, by running the example and disturbing parts of it.
 
     Args:
         model: The host.
         names: Paths of the slots (see :func:`resolve_slots`).
         example_input: What the model is called with: a mapping becomes keyword arguments, a tuple or list becomes
             positional arguments, anything else is the one argument.
-        causal: Whether sequence slots must be causal. ``None`` finds out: if the model's output is per position and its
-            earlier positions do not change when the last position of the input does, they must.
+        causal: Whether sequence slots must be causal. ``None`` finds out (:mod:`esper.network.causality`).
 
     Raises:
-        ValueError: If a slot does not run or runs twice, or holds no (or no single) tensor of a known form.
+        ValueError: If a slot does not run or runs twice, holds no (or no single) tensor of a known form, mixes samples
+            or does not depend on them, or if it cannot be told where its channels are or whether it may look ahead.
     """
-    outputs, swapped, result = _run_example(model, names, example_input)
-    sites = []
-    order = {name: rank for rank, name in enumerate(outputs)}
-    for name in names:
-        port = Port(find_tensor(outputs[name], name))
-        port = dataclasses.replace(port, swap_channels=_has_foreign_layout(port.read(outputs[name]), swapped[name]))
-        h = port.read(outputs[name])
-        spec = _spec_of(h, name)
-        depth = order[name] / max(len(names) - 1, 1)
-        sites.append(Site(name, model.get_submodule(name), port, spec, depth, h.device, h.dtype))
-    return [
-        dataclasses.replace(site, spec=_with_causality(site.spec, c))
-        for site, c in zip(sites, _causality(model, sites, example_input, result, causal), strict=True)
-    ]
+    surveyor = Surveyor(model, example_input)
+    order = surveyor.in_order_of_execution(names)
+    return [surveyor.site(name, order.index(name) / max(len(names) - 1, 1), causal) for name in names]
 
 
-def _spec_of(h: Tensor, name: str) -> SlotSpec:
-    if 0 in h.shape:
-        raise ValueError(
-            f"slot '{name}' outputs an empty tensor {tuple(h.shape)} on the example; give one sample or more"
-        )
-    kind = _KIND_OF_DIMS[h.dim()]
-    if kind == "image":
-        return SlotSpec(kind, h.shape[1], tuple(h.shape[2:]))
-    return SlotSpec(kind, h.shape[-1], tuple(h.shape[1:-1]))
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Layout:
     """The layout that the last layer with one of its own left behind."""
 
     dims: int
     channels: int
-    first: bool
+    channels_dim: int
 
 
-def _run_example(
-    model: nn.Module, names: Sequence[str], example_input: Any
-) -> tuple[dict[str, Any], dict[str, _Layout | None], Any]:
-    """The output of every slot in order of execution, the layout at that point, and the model's output."""
-    outputs: dict[str, Any] = {}
-    layouts: dict[str, _Layout | None] = {}
-    latest: list[_Layout | None] = [None]
+class Surveyor:
+    """One example forward with all that it shows, and the disturbed ones that follow from it.
 
-    def note_layout(module: nn.Module, args: Any, output: Any) -> None:
-        tensor = output[0] if isinstance(output, tuple) and output else output
-        if isinstance(tensor, Tensor) and tensor.dim() in (3, 4):
-            first = isinstance(module, _CHANNELS_FIRST)
-            latest[0] = _Layout(tensor.dim(), tensor.shape[1 if first else -1], first)
+    Args:
+        model: The host.
+        example_input: What it is called with.
+    """
 
-    def note_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if name in outputs:
-                raise ValueError(
-                    f"slot '{name}' runs more than once in a forward pass, so its output is not one place in the "
-                    "network; name a submodule that runs once"
-                )
-            outputs[name], layouts[name] = output, latest[0]
+    def __init__(self, model: nn.Module, example_input: Any) -> None:
+        self.model = model
+        self.samples: Samples = find_samples(model, example_input)
+        self._first_names: dict[nn.Module, str] = {}
+        for alias, module in model.named_modules(remove_duplicate=False):
+            self._first_names.setdefault(module, alias)
+        self.outputs: dict[str, list[Any]] = {}
+        """What every submodule put out, a list by call, in the order of first calls."""
+        self._layouts: dict[str, _Layout | None] = {}
+        self._without_gradients: set[str] = set()
+        latest: _Layout | None = None
 
-        return hook
+        def watch(name: str, module: nn.Module, output: Any) -> None:
+            nonlocal latest
+            latest = _layout_of(module, output) or latest
+            self._layouts[name] = latest
+            self.outputs.setdefault(name, []).append(output)
+            if not torch.is_grad_enabled():
+                self._without_gradients.add(name)
 
-    layers = [m for m in model.modules() if isinstance(m, _CHANNELS_FIRST + _CHANNELS_LAST)]
-    handles = [layer.register_forward_hook(note_layout) for layer in layers]
-    handles += [model.get_submodule(name).register_forward_hook(note_output(name)) for name in names]
-    try:
-        result = call_example(model, example_input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    idle = [name for name in names if name not in outputs]
-    if idle:
+        self.samples.example.trace(watch=watch)
+        self._streams = Streams(self.samples)
+        self._spatial: dict[Key, set[int]] | None = None
+        self._twice: Trace | None = None
+
+    def in_order_of_execution(self, names: Sequence[str]) -> list[str]:
+        """``names`` in the order in which the submodules end their work.
+
+        Raises:
+            ValueError: If some are never called.
+        """
+        ranks = {name: rank for rank, name in enumerate(self.outputs)}
+        idle = [name for name in names if self._first_name(name) not in ranks]
+        if idle:
+            raise ValueError(
+                f"slot(s) {idle} did not run in the example forward pass (a container such as ModuleList never does); "
+                "name submodules that are called"
+            )
+        return sorted(names, key=lambda name: ranks[self._first_name(name)])
+
+    def _first_name(self, name: str) -> str:
+        """The path under which a submodule stands in traces; it may have several."""
+        return self._first_names[self.model.get_submodule(name)]
+
+    def site(self, name: str, depth: float, causal: bool | None) -> Site:
+        """What a slot carries.
+
+        Raises:
+            ValueError: As :func:`survey` says.
+        """
+        first_name = self._first_name(name)
+        if len(self.outputs[first_name]) > 1:
+            raise ValueError(
+                f"slot '{name}' runs more than once in a forward pass, so its output is not one place in the "
+                "network; name a submodule that runs once"
+            )
+        if first_name in self._without_gradients:
+            raise ValueError(
+                f"slot '{name}' runs without gradients (the model calls it under torch.no_grad() or the like), so a "
+                "seed there could never learn; name a submodule that the loss reaches, or take no_grad off"
+            )
+        output = self.outputs[first_name][0]
+        key = find_tensor(output, name)
+        tensor = output if key is None else _get(output, key)
+        if 0 in tensor.shape:
+            raise ValueError(
+                f"slot '{name}' outputs an empty tensor {tuple(tensor.shape)} on the example; give one sample or more"
+            )
+        place = (first_name, key, 0)
+        samples = self._samples_dim(name, place, tensor)
+        channels = self._channels_dim(name, place, tensor, samples)
+        port = Port(key, canonical(tensor.dim(), samples, channels))
+        h = port.read(output)
+        spec = _spec_of(h)
+        if spec.kind == "sequence":
+            looks_back = self._streams.is_causal(name, place, port.dims[1]) if causal is None else causal
+            spec = dataclasses.replace(spec, causal=looks_back)
+        return Site(name, self.model.get_submodule(name), port, spec, depth, h.device, h.dtype)
+
+    # ------------------------------------------------------------------------------------- samples of a slot
+
+    def _samples_dim(self, name: str, place: Key, tensor: Tensor) -> int:
+        """The dimension of a slot's tensor that holds the samples."""
+        if not self.samples.example.samples:
+            return 0
+        dims = self.samples.dims(place)
+        if len(dims) == 1:
+            return dims[0]
+        grown = self._dims_that_grow_with_the_samples(place, tensor)
+        if not grown:
+            raise ValueError(
+                f"slot '{name}' outputs the same tensor {tuple(tensor.shape)} whatever the samples are (a weight, or "
+                "an embedding of positions); name a submodule whose output depends on the model's input"
+            )
+        if tensor.dim() == 2:  # whatever depends on what: a seed treats every row by itself
+            return grown[0]
+        if self.samples.mixed(place) or len(grown) > 1:
+            raise ValueError(
+                f"slot '{name}' outputs a tensor {tuple(tensor.shape)} in which the samples of a batch depend on each "
+                "other, so that a seed there would mix them too; name a submodule before the samples meet"
+            )
+        return grown[0]
+
+    def _dims_that_grow_with_the_samples(self, place: Key, tensor: Tensor) -> list[int]:
+        if self._twice is None:
+            example = self.samples.example
+            self._twice = example.trace(example.with_twice_the_samples())
+        if place not in self._twice:
+            return self.samples.dims(place)[:1] or [0]
+        return [d for d, size in enumerate(self._twice[place].shape) if size == 2 * tensor.shape[d]]
+
+    # ------------------------------------------------------------------------------------- channels of a slot
+
+    def _channels_dim(self, name: str, place: Key, tensor: Tensor, samples: int) -> int:
+        """The dimension of a slot's tensor that holds the channels.
+
+        Certain is what the last layer with a layout of its own says, if no other dimension has as many entries. Else
+        the positions are those dimensions that shrink with the example's.
+        """
+        others = [d for d in range(tensor.dim()) if d != samples]
+        native = others[0] if tensor.dim() == 4 else others[-1]
+        if len(others) == 1:
+            return native
+        layout = self._layouts[place[0]]
+        alike: list[int] = []
+        if layout is not None and layout.dims == tensor.dim():
+            alike = [d for d in others if tensor.shape[d] == layout.channels]
+            if alike == [layout.channels_dim]:
+                return layout.channels_dim
+        fixed = [d for d in others if d not in self._dims_that_shrink(place)]
+        if len(fixed) == 1:
+            return fixed[0]
+        if len(alike) <= 1:
+            return alike[0] if alike else native
         raise ValueError(
-            f"slot(s) {idle} did not run in the example forward pass (a container such as ModuleList never does); "
-            "name submodules that are called"
+            f"slot '{name}' outputs {tuple(tensor.shape)} on the example, and it cannot be told which of the "
+            f"dimensions {alike} holds the channels; give an example_input of another size, so that they differ"
         )
-    return outputs, layouts, result
+
+    def _dims_that_shrink(self, place: Key) -> set[int]:
+        """The dimensions of a tensor that have fewer entries when some dimension of the input has."""
+        if self._spatial is None:
+            self._spatial = defaultdict(set)
+            example, plain = self.samples.example, self.samples.plain
+            for inputs in example.cropped():
+                for at, cropped in example.trace(inputs).items():
+                    if at in plain and len(plain[at].shape) == len(cropped.shape):
+                        sizes = enumerate(zip(plain[at].shape, cropped.shape, strict=True))
+                        self._spatial[at] |= {d for d, (before, after) in sizes if after < before}
+        return self._spatial.get(place, set())
 
 
-def _has_foreign_layout(tensor: Tensor, layout: _Layout | None) -> bool:
-    """Whether the channels stand where the kind does not expect them: ``[N, C, L]`` or ``[N, H, W, C]``."""
-    if layout is None or tensor.dim() == 2 or tensor.dim() != layout.dims:
-        return False
-    native_first = tensor.dim() == 4
-    return layout.first != native_first and tensor.shape[1 if layout.first else -1] == layout.channels
-
-
-def call_example(model: nn.Module, example_input: Any) -> Any:
-    """The model's output on the example: evaluation mode, no gradients, no random state moved."""
-    cuda = {p.device for p in model.parameters() if p.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices=list(cuda)), _evaluation_mode(model):
-        if isinstance(example_input, Mapping):
-            return model(**example_input)
-        if isinstance(example_input, tuple | list):
-            return model(*example_input)
-        return model(example_input)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-# ------------------------------------------------------------------------------------------------- causality
-
-
-def _with_causality(spec: SlotSpec, causal: bool) -> SlotSpec:
-    return dataclasses.replace(spec, causal=causal and spec.kind == "sequence")
-
-
-def _causality(
-    model: nn.Module, sites: Sequence[Site], example_input: Any, result: Any, causal: bool | None
-) -> list[bool]:
-    """For each slot whether it must be causal."""
-    if causal is not None:
-        return [causal] * len(sites)
-    lengths = {site.spec.positions for site in sites if site.spec.kind == "sequence"}
-    found = {length: _is_causal(model, example_input, result, length) for length in lengths}
-    return [found.get(site.spec.positions, False) for site in sites]
-
-
-def _is_causal(model: nn.Module, example_input: Any, result: Any, length: int) -> bool:
-    """Whether the output is per position and a change of the last input position changes the last output only."""
-    before = _positions_of(result, length)
-    disturbed = _disturb_last_position(example_input, length)
-    if before is None or disturbed is None or length < 2:
-        return False
-    after = _positions_of(call_example(model, disturbed), length)
-    if after is None or after.shape != before.shape:
-        return False
-    change = (after - before).abs().float()
-    tolerance = 1e-6 * float(before.abs().max())
-    return float(change[:, :-1].max()) <= tolerance < float(change[:, -1].max())
-
-
-def _positions_of(result: Any, length: int) -> Tensor | None:
-    """The first floating tensor of a model's output as ``[N, L, ...]``, if it has ``length`` positions."""
-    members = [result] if isinstance(result, Tensor) else [value for _, value in items_of(result)]
-    for tensor in members:
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dim() >= 2:
-            if tensor.shape[1] == length:
-                return tensor
-            return tensor.movedim(-1, 1) if tensor.shape[-1] == length else None
+def _layout_of(module: nn.Module, output: Any) -> _Layout | None:
+    """The layout of a layer's output, if it is PyTorch's own layer (a subclass may permute what it likes)."""
+    tensor = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(tensor, Tensor) or tensor.dim() not in (3, 4):
+        return None
+    for layers, dim in ((_CHANNELS_FIRST, 1), (_CHANNELS_LAST, tensor.dim() - 1)):
+        if isinstance(module, layers) and type(module).__module__.startswith("torch.nn."):
+            if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
+                return None
+            return _Layout(tensor.dim(), tensor.shape[dim], dim)
     return None
 
 
-def _disturb_last_position(example_input: Any, length: int) -> Any:
-    """The example with another value at the last position of its first tensor; ``None`` without such a tensor."""
-    if isinstance(example_input, Tensor):
-        return _disturb(example_input, length) if example_input.dim() >= 2 else None
-    for key, value in items_of(example_input):
-        if isinstance(value, Tensor) and value.dim() >= 2:
-            return _replace(example_input, key, _disturb(value, length))
-    return None
-
-
-def _disturb(tensor: Tensor, length: int) -> Tensor:
-    changed = tensor.clone()
-    axis = -1 if tensor.shape[1] != length and tensor.shape[-1] == length else 1
-    last = changed.select(axis, -1)
-    if tensor.is_floating_point():
-        last.copy_(1 - last)
-    else:  # another token that is surely in the vocabulary: 0, or where it is 0 the largest one seen
-        last.copy_(torch.where(last == 0, tensor.max().clamp(min=1), torch.zeros_like(last)))
-    return changed
+def _spec_of(h: Tensor) -> SlotSpec:
+    kind = _KIND_OF_DIMS[h.dim()]
+    if kind == "image":
+        return SlotSpec(kind, h.shape[1], tuple(h.shape[2:]))
+    return SlotSpec(kind, h.shape[-1], tuple(h.shape[1:-1]))

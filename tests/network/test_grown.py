@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune as prune_weights
 
 from esper.actions import STYLES
 from esper.lifecycle import Stage
@@ -128,6 +129,54 @@ def test_fused_kernels_do_not_pass_over_a_seed() -> None:
     with torch.no_grad():
         torch.testing.assert_close(network.model(x), training)
         torch.testing.assert_close(network.grown_model()(x), training)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_what_the_last_forward_pass_left_in_modules_is_no_hindrance() -> None:
+    """Old-style weight norm and pruning keep a computed weight, others an auxiliary loss: all hang on a graph."""
+
+    class Balanced(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.utils.weight_norm(nn.Linear(8, 8))
+            self.register_buffer("mean", torch.zeros(8))
+            self.losses: dict[str, list[Tensor]] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.linear(x)
+            self.mean = h.mean(0)
+            self.losses = {"balance": [h.square().mean()]}
+            return h
+
+    pruned = nn.Linear(4, 8)
+    prune_weights.random_unstructured(pruned, "weight", 0.5)
+    model = nn.Sequential(pruned, nn.ReLU(), Balanced(), nn.Linear(8, 3))
+    x = torch.randn(5, 4)
+    network = GrowingNetwork(model, ["1", "2"], x)
+    network.step(germinate("mlp"))
+    network.step(advance())
+    wake(network.slots[0].seed)
+    model.train()(x).sum()
+    grown = network.grown_model()
+    torch.testing.assert_close(grown(x), model(x))
+    grown(x).sum().backward()
+    assert all(p.grad is not None for p in grown.parameters())
+
+
+def test_transforms_of_functions_work_while_a_seed_trains() -> None:
+    case = host_case("vector")
+    network = grow(case)
+    network.step(germinate("mlp"))
+    wake(network.slots[0].seed)
+    parameters = {name: p.detach() for name, p in case.model.named_parameters() if "esper_seed" not in name}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(case.model, parameters, (x[None],)).pow(2).mean()
+
+    gradients = torch.func.grad(loss)(parameters, case.x[0])
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, case.x)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(per_sample[name][0], gradient)
 
 
 def test_a_grown_submodule_answers_for_the_one_inside() -> None:

@@ -459,6 +459,17 @@ def test_a_slot_under_no_grad_is_refused() -> None:
         slots_of(Frozen(), ["body.1"], torch.randn(2, 4))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_blocks_and_complex_weights_are_refused() -> None:
+    scripted = nn.Sequential(
+        nn.Linear(4, 8), torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU())), nn.Linear(8, 3)
+    )
+    with pytest.raises(ValueError, match=r"1 is scripted or traced \(torch.jit\)"):
+        slots_of(scripted, ["0"], torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"the parameter 0.weight is complex"):
+        slots_of(nn.Sequential(nn.Linear(4, 8, dtype=torch.complex64)), ["0"], torch.randn(2, 4))
+
+
 def test_channels_that_cannot_be_told_from_positions_are_asked_about() -> None:
     class Patches(nn.Module):
         """Eight patches of eight channels, always; permuted after the last layer."""

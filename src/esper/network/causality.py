@@ -17,31 +17,34 @@ nothing ahead itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Literal
 
 from torch import Tensor, nn
 
 from esper.network.example import Input, Key, Samples, Trace, apart, disturbed
+from esper.network.host_call import Padding
 
 Verdict = Literal["causal", "partly", "ahead", "alone"]
 
 
-@dataclass
 class _Stream:
     """Traces with other values in a part of one stream.
 
     Args:
         length: Number of positions.
-        last: By a position: the trace with all positions from there on disturbed.
-        first: The trace with position 0 disturbed.
+        other: Runs the example with other values in a part of the positions, and with other inputs besides.
+        cuts: The first positions of the parts at the end that are looked at.
     """
 
-    length: int
-    last: dict[int, Trace]
-    first: Trace
+    def __init__(self, length: int, other: Callable[[slice, Mapping[int, Tensor]], Trace], cuts: Iterable[int]) -> None:
+        self.length = length
+        self.other = other
+        self.last: dict[int, Trace] = {cut: other(slice(cut - length, None), {}) for cut in sorted(set(cuts))}
+        """By a position: the trace with all positions from there on disturbed."""
+        self.first: Trace = other(slice(1), {})
+        """The trace with position 0 disturbed."""
 
     def before(self, cut: int, positions: int) -> slice:
         """The positions of a tensor that are surely before ``cut`` in the stream.
@@ -95,41 +98,34 @@ class Streams:
 
     def _input_streams(self) -> Iterator[_Stream]:
         """Every dimension of an input that does not hold the samples; of images also all of them in a row."""
-        example = self.samples.example
-        for i in example.inputs:
-            dims = [d for d, size in enumerate(i.tensor.shape) if size > 1 and d != example.samples_dim_of(i.tensor)]
-            if not i.can_be_disturbed:
+        for i in self.samples.example.inputs:
+            samples = self.samples.example.samples_dim_of(i.tensor)
+            dims = [d for d, size in enumerate(i.tensor.shape) if size > 1 and d != samples]
+            if not i.can_be_disturbed or not dims:
                 continue
-
-            def other(part: slice, *dims: int, i: Input = i) -> Trace:
-                return example.trace({i.index: disturbed(i.tensor, dict.fromkeys(dims, part))})
-
             for dim in dims:
                 length = i.tensor.shape[dim]
-                yield _Stream(length, {c: other(slice(c, None), dim) for c in _cuts(length)}, other(slice(1), dim))
-            if i.tensor.dim() > 3 and dims:
+                yield _Stream(length, partial(self._with_other_input, i, (dim,)), _cuts(length))
+            if i.tensor.dim() > 3:
                 length = math.prod(i.tensor.shape[d] for d in dims)
-                yield _Stream(length, {length - 1: other(slice(-1, None), *dims)}, other(slice(1), *dims))
+                yield _Stream(length, partial(self._with_other_input, i, dims), [length - 1])
+
+    def _with_other_input(self, i: Input, dims: Sequence[int], part: slice, besides: Mapping[int, Tensor]) -> Trace:
+        return self.samples.example.trace({**besides, i.index: disturbed(i.tensor, dict.fromkeys(dims, part))})
 
     def _embedding_streams(self) -> Iterator[_Stream]:
         """What embeddings put out that depends on the samples: a decoder may make its own tokens of the input."""
-        example = self.samples.example
         for place, shown in self.samples.plain.items():
-            name, _, call = place
-            samples = self.samples.dims(place)
-            if (
-                isinstance(example.model.get_submodule(name), nn.Embedding)
-                and len(shown.shape) == 3
-                and len(samples) == 1
-            ):
+            module, samples = self.samples.example.model.get_submodule(place[0]), self.samples.dims(place)
+            if isinstance(module, nn.Embedding) and len(shown.shape) == 3 and len(samples) == 1:
                 dim = 1 - samples[0]
                 length = shown.shape[dim]
-
-                def other(part: slice, name: str = name, call: int = call, dim: int = dim) -> Trace:
-                    return example.trace(alter=(name, call, partial(disturbed, where={dim: part})))
-
                 if length > 1:
-                    yield _Stream(length, {c: other(slice(c, None)) for c in _cuts(length)}, other(slice(1)))
+                    yield _Stream(length, partial(self._with_other_embedding, place, dim), _cuts(length))
+
+    def _with_other_embedding(self, place: Key, dim: int, part: slice, besides: Mapping[int, Tensor]) -> Trace:
+        name, _, call = place
+        return self.samples.example.trace(besides, alter=(name, call, partial(disturbed, where={dim: part})))
 
     # ------------------------------------------------------------------------------------- verdicts
 
@@ -139,15 +135,28 @@ class Streams:
         tensors = {place: [positions_dim]} | self._tensors_along(stream.length, positions)
         cuts = list(stream.last) if positions == stream.length else [stream.length - 1]
 
-        def changed(trace: Trace, part: Callable[[int], slice]) -> bool:
-            """Whether some tensor changes in a part of its positions, whichever of its dimensions they are."""
-            found = ((self._changes(key, trace), dims) for key, dims in tensors.items())
-            return any(lines and all(lines[d][part(len(lines[d]))].any() for d in dims) for lines, dims in found)
-
-        ahead = [changed(stream.last[cut], partial(stream.before, cut)) for cut in cuts]
+        ahead = [self._any_changes(tensors, stream.last[cut], partial(stream.before, cut)) for cut in cuts]
         if any(ahead):
             return "ahead" if all(ahead) else "partly"
-        return "causal" if changed(stream.first, stream.after_the_first) else "alone"
+        return "causal" if self._any_changes(tensors, stream.first, stream.after_the_first) else "alone"
+
+    def _any_changes(
+        self,
+        tensors: Mapping[Key, Sequence[int]],
+        trace: Trace,
+        part: Callable[[int], slice],
+        plain: Trace | None = None,
+    ) -> bool:
+        """Whether some tensor changes in a part of its positions, whichever of the given dimensions they are.
+
+        Args:
+            tensors: The dimensions of each tensor that may hold positions.
+            trace: The disturbed forward pass.
+            part: From a number of positions to those that are looked at.
+            plain: What it is compared to; the example by default.
+        """
+        found = ((self._changes(key, trace, plain), dims) for key, dims in tensors.items())
+        return any(lines and all(lines[d][part(len(lines[d]))].any() for d in dims) for lines, dims in found)
 
     def _tensors_along(self, length: int, positions: int) -> dict[Key, list[int]]:
         """The dimensions of other tensors ``[N, L, C]`` that may be a stream's positions, or else a slot's."""
@@ -160,11 +169,11 @@ class Streams:
                 found[key] = [d for d in others if shown.shape[d] == sizes]
         return {key: dims for key, dims in found.items() if dims}
 
-    def _changes(self, key: Key, trace: Trace) -> tuple[Tensor, ...]:
+    def _changes(self, key: Key, trace: Trace, plain: Trace | None = None) -> tuple[Tensor, ...]:
         """Where a tensor differs; empty if it cannot be compared."""
-        plain = self.samples.plain[key]
-        comparable = key in trace and trace[key].shape == plain.shape
-        return plain.changes(trace[key]) if comparable else ()
+        before = (self.samples.plain if plain is None else plain).get(key)
+        comparable = before is not None and key in trace and trace[key].shape == before.shape
+        return before.changes(trace[key]) if before is not None and comparable else ()
 
     def _depends(self, place: Key, stream: _Stream) -> bool:
         found = (self._changes(place, trace) for trace in (stream.first, *stream.last.values()))
@@ -183,9 +192,42 @@ class Streams:
                 pooled = pooled or bool(first[0].any() and rest[0].any())
         return pooled
 
+    # ------------------------------------------------------------------------------------- padding
+
+    def padding(self, place: Key, positions_dim: int) -> Padding | None:
+        """The mask that says which positions of a slot are padding, if the model takes one.
+
+        It is one that decides whether the others see the first position: where it holds one value, they change with
+        what stands there, where it holds the other, which marks padding, they do not.
+        """
+        length = self.samples.plain[place].shape[positions_dim]
+        streams = [s for s in self._streams if s.length == length and self._depends(place, s)]
+        for i in self.samples.example.inputs:
+            sizes = sorted((self.samples.example.samples, length))
+            if "mask" not in i.name or sorted(i.tensor.shape) != sizes or not i.tensor.isfinite().all() or not streams:
+                continue
+            seen = [self._sees_the_first(i, value, streams, place, positions_dim) for value in (False, True)]
+            if seen[0] != seen[1]:
+                return Padding(i.name, value=bool(seen.index(False)))
+        return None
+
+    def _sees_the_first(
+        self, mask: Input, value: bool, streams: Sequence[_Stream], place: Key, positions_dim: int
+    ) -> bool:
+        """Whether other positions change with the first, where a mask has ``value`` there."""
+        length = self.samples.plain[place].shape[positions_dim]
+        changed = mask.tensor.clone()
+        changed.select(1 if changed.shape[1] == length else 0, 0).fill_(value)
+        plain = self.samples.example.trace({mask.index: changed})
+        tensors = {place: [positions_dim]} | self._tensors_along(length, length)
+        return any(
+            self._any_changes(tensors, s.other(slice(1), {mask.index: changed}), s.after_the_first, plain)
+            for s in streams
+        )
+
 
 def _cuts(length: int) -> list[int]:
-    return sorted({1, length // 2, length - 1})
+    return [1, length // 2, length - 1]
 
 
 def _question(slot: str, why: str) -> str:

@@ -14,7 +14,7 @@ import dataclasses
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -179,7 +179,11 @@ class Example:
         leaves = [(changed or {}).get(index, leaf) for index, leaf in enumerate(self._leaves)]
         args, kwargs = pytree.tree_unflatten(leaves, self._tree)
         cuda = {p.device for p in self.model.parameters() if p.is_cuda}
-        with torch.set_grad_enabled(grad), torch.random.fork_rng(devices=list(cuda)), _evaluation_mode(self.model):
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(torch.random.fork_rng(devices=list(cuda)))
+            stack.enter_context(_evaluation_mode(self.model))
+            stack.enter_context(padded(nested_encoders(self.model)))
             return self.model(*args, **kwargs)
 
     def trace(
@@ -215,8 +219,7 @@ class Example:
 
         with ExitStack() as stack:
             for name, module in self.model.named_modules():
-                if not isinstance(module, torch.jit.ScriptModule):
-                    stack.callback(module.register_forward_hook(note(name)).remove)
+                stack.callback(module.register_forward_hook(note(name)).remove)
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             try:
@@ -306,6 +309,30 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+def encoders_around(model: nn.Module, slots: Iterable[str]) -> dict[str, nn.TransformerEncoder]:
+    """Those of :func:`nested_encoders` with a slot inside: its tensor must have positions."""
+    found = nested_encoders(model)
+    return {name: e for name, e in found.items() if any(s.startswith(f"{name}." if name else "") for s in slots)}
+
+
+def nested_encoders(model: nn.Module) -> dict[str, nn.TransformerEncoder]:
+    """The encoders that, in evaluation, turn a padded batch into nested tensors, which have no positions."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.TransformerEncoder)}
+    return {name: encoder for name, encoder in found.items() if encoder.use_nested_tensor}
+
+
+@contextmanager
+def padded(encoders: Mapping[str, nn.TransformerEncoder]) -> Iterator[None]:
+    """Inside, these encoders work on padded batches in evaluation, as they do in training."""
+    for encoder in encoders.values():
+        encoder.use_nested_tensor = False
+    try:
+        yield
+    finally:
+        for encoder in encoders.values():
+            encoder.use_nested_tensor = True
 
 
 # ------------------------------------------------------------------------------------------------- samples

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from esper.network.host_call import HostCall
 from esper.network.seed import Seed
 from esper.network.slot import Slot
-from esper.network.survey import Port
 
 
 def _blend(module: nn.Module, args: Any, output: Any) -> Any:
     assert isinstance(module, GrownModule)
-    return module.port.write(output, module.seed.blend(module.port.read(output)))
+    h = module.port.read(output)
+    keep = module.call.positions_to_mix(h, module.padding) if module.seed.mixes_positions else None
+    return module.port.write(output, module.seed.blend(h, keep))
 
 
 class GrownModule(nn.Module):
@@ -26,11 +29,13 @@ class GrownModule(nn.Module):
     weights instead of calling it, stand back where there are hooks; they would pass over the seed in silence.
     """
 
-    def __init__(self, host: nn.Module, seed: Seed, port: Port) -> None:
+    def __init__(self, host: nn.Module, seed: Seed, slot: Slot, call: HostCall) -> None:
         super().__init__()
         self.host = host
         self.seed = seed
-        self.port = port
+        self.port = slot.port
+        self.padding = slot.padding
+        self.call = call
         self.training = host.training
         self.register_forward_hook(_blend)
 
@@ -50,24 +55,43 @@ def plain_copy(model: nn.Module, slots: Sequence[Slot]) -> nn.Module:
 
     It keeps no state, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
     """
+    calls = {id(slot.call): slot.call for slot in slots}.values()
     for slot in slots:
         slot.withdraw()
+    for call in calls:
+        call.stop()
     try:
         return _assemble(model, [slot for slot in slots if slot.seed is not None and slot.alpha > 0])
     finally:
         for slot in slots:
             slot.refresh()
+        for call in calls:
+            call.listen()
 
 
-def _assemble(model: nn.Module, slots: Iterable[Slot]) -> nn.Module:
+def _results_kept_in(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors of the last forward pass that modules keep: an auxiliary loss, a weight that a hook has made of others.
+
+    They hang on a graph, which cannot be copied.
+    """
+    for module in model.modules():
+        kept = [value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")]
+        for value in pytree.tree_leaves([*kept, module._buffers]):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                yield value
+
+
+def _assemble(model: nn.Module, slots: Sequence[Slot]) -> nn.Module:
     """A deep copy of ``model``, which must carry no hooks of the slots, with the seeds of ``slots`` built in."""
-    grown = copy.deepcopy(model)
+    grown = copy.deepcopy(model, {id(t): t.detach().clone() for t in _results_kept_in(model)})
+    call = HostCall(grown, [slot.padding for slot in slots])
+    call.listen()
     targets = [(grown.get_submodule(slot.name), slot) for slot in slots]
     for target, slot in targets:
         assert slot.seed is not None
         seed = copy.deepcopy(slot.seed)
         seed.whole = slot.alpha == 1
-        wrapped = GrownModule(target, seed, slot.port)
+        wrapped = GrownModule(target, seed, slot, call)
         for parent in [m for m in grown.modules() if m is not wrapped]:
             for name, child in parent._modules.items():
                 if child is target:

@@ -46,13 +46,19 @@ class _StraightThrough(Function):
     """Forward: h, bit for bit. Backward: the gradient goes to h unaltered, and to ``effect`` within a trust region.
 
     The output is a copy because the host may go on in place (``ReLU(inplace=True)``, ``out += identity``), which
-    autograd forbids on a view made by a custom function and which would overwrite what the seed saved.
+    autograd forbids on a view made by a custom function and which would overwrite what the seed saved. Forward and
+    context are apart because the transforms of ``torch.func`` ask for it.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, h: Tensor, effect: Tensor) -> Tensor:
-        ctx.save_for_backward(h, effect)
+    def forward(h: Tensor, effect: Tensor) -> Tensor:
         return h.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,22 +95,28 @@ class Seed(nn.Module):
         self.whole = False
         """Alpha is 1 and stays so: the product by it is left out, which changes no bit and costs a pass over h."""
 
-    def effect(self, h: Tensor) -> Tensor:
+    @property
+    def mixes_positions(self) -> bool:
+        """Whether its effect at one position of a sequence depends on others."""
+        return self.blueprint.mixes and self.blueprint.spec.kind == "sequence"
+
+    def effect(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
         """What the seed adds to the slot's output ``h`` at alpha 1; the same shape as ``h``.
 
+        ``keep [N, L]``, for a seed that mixes positions, is false at padding, which it must not see.
         An activation of another dtype than the seed's parameters is converted, unless autocast does so.
         """
         if h.dtype != self.alpha.dtype and not torch.is_autocast_enabled(h.device.type):
             h = h.to(self.alpha.dtype)
-        return self.style(h, self.blueprint(h))
+        return self.style(h, self.blueprint(h) if keep is None else self.blueprint(h, keep))
 
     def mix(self, h: Tensor, effect: Tensor) -> Tensor:
         """``h + alpha · effect`` in the dtype of ``h``."""
         return (h + (effect if self.whole else self.alpha * effect)).to(h.dtype)
 
-    def blend(self, h: Tensor) -> Tensor:
-        """The slot's output with the seed blended in at ``alpha``; the same shape as ``h``."""
-        return self.mix(h, self.effect(h))
+    def blend(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The slot's output with the seed blended in at ``alpha``; the same shape as ``h``. ``keep`` as above."""
+        return self.mix(h, self.effect(h, keep))
 
 
 @cache

@@ -20,6 +20,7 @@ from esper.actions import BLUEPRINT_NAMES, STYLES
 from esper.lifecycle import EMBARGO_DECISIONS, Stage
 from esper.network.alpha import Ramp
 from esper.network.blueprints import SlotSpec
+from esper.network.host_call import HostCall
 from esper.network.placing import Place
 from esper.network.seed import Seed, straight_through
 from esper.network.survey import Site
@@ -66,9 +67,10 @@ class Slot:
     Args:
         site: What the survey found out about the slot.
         place: Where in the host the seed is registered.
+        call: What the host is called with.
     """
 
-    def __init__(self, site: Site, place: Place) -> None:
+    def __init__(self, site: Site, place: Place, call: HostCall) -> None:
         self.name = site.name
         self.module = site.module
         self.spec: SlotSpec = site.spec
@@ -76,6 +78,8 @@ class Slot:
         self.depth = site.depth
         self.port = site.port
         self.place = place
+        self.padding = site.padding
+        self.call = call
         self.dtype = site.dtype
         self.device = site.device
         self.seed: Seed | None = None
@@ -241,14 +245,19 @@ class Slot:
             # A hook on a view misses its gradient where the host goes on in place; a copy does not.
             joined = h.clone() if self._measuring and h.requires_grad else h
         elif mode is Mode.ISOLATED:
-            effect = self.seed.effect(h.detach())
+            effect = self.seed.effect(h.detach(), self._keep(h))
             joined = straight_through(h, effect)
         else:
-            effect = self.seed.effect(h)
+            effect = self.seed.effect(h, self._keep(h))
             joined = self.seed.mix(h, effect)
         if self._measuring:
             self._record(h, effect, joined)
         return joined
+
+    def _keep(self, h: Tensor) -> Tensor | None:
+        """The positions that the seed may mix; ``None`` for all."""
+        mixes = self.seed is not None and self.seed.mixes_positions
+        return self.call.positions_to_mix(h, self.padding) if mixes else None
 
     # ------------------------------------------------------------------------------------------- measuring
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from esper.network.blueprints import Kind, SlotSpec
 from esper.network.causality import Streams
 from esper.network.example import Key, Samples, Trace, find_samples, items_of
+from esper.network.host_call import Padding
 
 _KIND_OF_DIMS: dict[int, Kind] = {2: "vector", 3: "sequence", 4: "image"}
 
@@ -176,6 +177,7 @@ class Site:
         module: The submodule.
         port: Where its tensor is.
         spec: What it carries.
+        padding: What says which of its positions are padding, if anything does.
         depth: Place among the slots in the order of execution, 0 (first) to 1 (last).
         device: Device of the slot's tensor.
         dtype: Dtype of the slot's tensor.
@@ -185,6 +187,7 @@ class Site:
     module: nn.Module
     port: Port
     spec: SlotSpec
+    padding: Padding | None
     depth: float
     device: torch.device
     dtype: torch.dtype
@@ -227,6 +230,7 @@ class Surveyor:
     """
 
     def __init__(self, model: nn.Module, example_input: Any) -> None:
+        _refuse(model)
         self.model = model
         self.samples: Samples = find_samples(model, example_input)
         self._first_names: dict[nn.Module, str] = {}
@@ -299,11 +303,12 @@ class Surveyor:
         channels = self._channels_dim(name, place, tensor, samples)
         port = Port(key, canonical(tensor.dim(), samples, channels))
         h = port.read(output)
-        spec = _spec_of(h)
+        spec, padding = _spec_of(h), None
         if spec.kind == "sequence":
             looks_back = self._streams.is_causal(name, place, port.dims[1]) if causal is None else causal
             spec = dataclasses.replace(spec, causal=looks_back)
-        return Site(name, self.model.get_submodule(name), port, spec, depth, h.device, h.dtype)
+            padding = self._streams.padding(place, port.dims[1])
+        return Site(name, self.model.get_submodule(name), port, spec, padding, depth, h.device, h.dtype)
 
     # ------------------------------------------------------------------------------------- samples of a slot
 
@@ -376,6 +381,22 @@ class Surveyor:
                         sizes = enumerate(zip(plain[at].shape, cropped.shape, strict=True))
                         self._spatial[at] |= {d for d, (before, after) in sizes if after < before}
         return self._spatial.get(place, set())
+
+
+def _refuse(model: nn.Module) -> None:
+    """Raise for models that cannot grow whatever the slots are."""
+    scripted = [name or "the model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise ValueError(
+            f"{scripted[0]} is scripted or traced (torch.jit), which fixes its code, so nothing can grow in it; give "
+            "the module that it was made of, and export the grown model by growth.export()"
+        )
+    complex_weights = [name for name, p in model.named_parameters() if p.is_complex()]
+    if complex_weights:
+        raise ValueError(
+            f"the parameter {complex_weights[0]} is complex, and seeds and what is measured of gradients are real; "
+            "keep its real and imaginary parts in one real parameter (torch.view_as_complex inside the model)"
+        )
 
 
 def _layout_of(module: nn.Module, output: Any) -> _Layout | None:

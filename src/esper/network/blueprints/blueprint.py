@@ -97,6 +97,9 @@ class Blueprint(nn.Module):
     """Its row in :data:`esper.actions.BLUEPRINT_NAMES`."""
     kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
     """The kinds of slot it fits."""
+    mixes: ClassVar[bool] = False
+    """Whether delta at one position depends on others. Then ``forward`` also takes ``keep [N, L]``, bools: delta does
+    not depend on positions where it is false (padding); ``None`` keeps all."""
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ class SqueezeExcite(Blueprint):
     """
 
     name = "squeeze_excite"
+    mixes = True
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__(spec)
@@ -33,9 +34,12 @@ class SqueezeExcite(Blueprint):
         """Every slot but causal ones: the mean sees the future."""
         return super().fits(spec) and not spec.causal
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
         channels_last = h.movedim(self.spec.channel_dim, -1)
-        pooled = channels_last if self.spec.kind == "vector" else channels_last.flatten(1, -2).mean(1)
+        if keep is not None:
+            pooled = h.masked_fill(~keep[..., None], 0).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
+        else:
+            pooled = channels_last if self.spec.kind == "vector" else channels_last.flatten(1, -2).mean(1)
         weights = torch.tanh(self.excite(F.gelu(self.squeeze(pooled))))
         if self.spec.kind == "sequence":
             weights = weights[:, None]
@@ -49,6 +53,7 @@ class Attention(Blueprint):
     """Self-attention over the positions of the normalised activation (Vaswani et al., 2017), without an MLP."""
 
     name = "attention"
+    mixes = True
     kinds = frozenset({"sequence", "image"})
 
     def __init__(self, spec: SlotSpec) -> None:
@@ -63,11 +68,21 @@ class Attention(Blueprint):
         """Sequences and images with 2 to :data:`MAX_ATTENTION_POSITIONS` positions and at least two channels."""
         return super().fits(spec) and spec.channels > 1 and 1 < spec.positions <= MAX_ATTENTION_POSITIONS
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
         tokens = self.norm(h).movedim(self.spec.channel_dim, -1)  # [N, ..., C]
         positions = tokens.shape[1:-1]
         qkv = self.qkv(tokens.flatten(1, -2)).unflatten(-1, (3, self.heads, -1))  # [N, P, 3, heads, C / heads]
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.spec.causal)
+        if keep is None:
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.spec.causal)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=self._may_see(keep))
         delta = self.out(mixed.transpose(1, 2).flatten(2))
         return delta.unflatten(1, positions).movedim(-1, self.spec.channel_dim)
+
+    def _may_see(self, keep: Tensor) -> Tensor:
+        """Whom each position may attend to, ``[N, 1, L, L]``: itself, so that padding has something, and no padding."""
+        everywhere = torch.ones(keep.shape[1], keep.shape[1], dtype=torch.bool, device=keep.device)
+        earlier = everywhere.tril() if self.spec.causal else everywhere
+        itself = everywhere.tril() & everywhere.triu()
+        return keep[:, None, None] & earlier | itself

@@ -23,6 +23,7 @@ class _Convolutional(Blueprint):
     """A stack of convolutions that keeps the size of the slot; subclasses say which."""
 
     kinds: ClassVar[frozenset[Kind]] = frozenset({"sequence", "image"})
+    mixes = True
 
     def __init__(self, spec: SlotSpec) -> None:
         super().__init__(spec)
@@ -44,10 +45,15 @@ class _Convolutional(Blueprint):
         padding = dilation * (image // 2)
         return nn.Conv2d(inputs, outputs, image, padding=padding, dilation=dilation, groups=groups)
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
         if self.spec.kind == "image":
             return self.layers(h)
-        return self.layers(h.transpose(1, 2)).transpose(1, 2)
+        channels_first = h.transpose(1, 2)
+        if keep is None:
+            return self.layers(channels_first).transpose(1, 2)
+        for layer in self.layers:  # padding is what is beyond the end: zero, in front of every layer
+            channels_first = layer(channels_first.masked_fill(~keep[:, None], 0))
+        return channels_first.transpose(1, 2)
 
 
 @register

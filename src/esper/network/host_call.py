@@ -1,0 +1,96 @@
+"""What the present call of a host says about its positions: which are padding, and whether a cache holds others.
+
+A seed that mixes positions must not mix padding in, and it cannot do its work where the host is called with one
+position at a time and finds the others in a cache of its own. Both are seen in the arguments of the call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True)
+class Padding:
+    """A mask ``[N, L]`` among the host's arguments that says which positions of a slot are padding.
+
+    Args:
+        argument: Its name.
+        value: What stands in it at padding, as a truth value: ``False`` in an ``attention_mask`` of transformers,
+            ``True`` in a ``src_key_padding_mask`` of PyTorch.
+    """
+
+    argument: str
+    value: bool
+
+
+class HostCall:
+    """Hooks on a host that note its arguments for the seeds inside, as long as the call lasts.
+
+    Args:
+        model: The host.
+        paddings: The masks that its slots need.
+    """
+
+    def __init__(self, model: nn.Module, paddings: Iterable[Padding | None]) -> None:
+        self._model = model
+        self._handles: list[RemovableHandle] = []
+        self._parameters = list(inspect.signature(model.forward).parameters)
+        self._masks_wanted = {padding.argument for padding in paddings if padding is not None}
+        self._caches_known = [name for name in self._parameters if "past" in name or "cache_params" in name]
+        self._masks: dict[str, Tensor] = {}
+        self._cached = False
+
+    def listen(self) -> None:
+        """Note the calls of the host; nothing is hooked on it if it takes neither mask nor cache."""
+        if self._masks_wanted or self._caches_known:
+            self._handles = [
+                self._model.register_forward_pre_hook(self._enter, with_kwargs=True),
+                self._model.register_forward_hook(self._leave, always_call=True),
+            ]
+
+    def stop(self) -> None:
+        """Take the hooks off the host."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(self._parameters, args, strict=False)) | kwargs
+        self._masks = {name: given[name] for name in self._masks_wanted if isinstance(given.get(name), Tensor)}
+        self._cached = any(_holds_positions(given.get(name)) for name in self._caches_known)
+
+    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        self._masks, self._cached = {}, False
+
+    def positions_to_mix(self, h: Tensor, padding: Padding | None) -> Tensor | None:
+        """For a seed that mixes the positions of ``h [N, L, C]``: bools ``[N, L]``, false at padding; ``None`` for all.
+
+        Raises:
+            ValueError: If a cache holds earlier positions, which the seed would have to see.
+        """
+        if self._cached:
+            raise ValueError(
+                "a seed that mixes positions sees only those of the present call, but the model was called with a "
+                "cache of earlier ones, so its output would be wrong; generate with use_cache=False, or let only "
+                "blueprints grow that look at one position at a time: norm, lora, lora_large, mlp, mlp_large, gated_mlp"
+            )
+        mask = None if padding is None else self._masks.get(padding.argument)
+        if mask is None or padding is None or mask.shape != h.shape[:2]:
+            return None
+        return mask.bool() != padding.value
+
+
+def _holds_positions(cache: Any) -> bool:
+    """Whether a cache of transformers, or a tuple of keys and values per layer, holds anything."""
+    if not hasattr(cache, "get_seq_length"):
+        return isinstance(cache, tuple | list) and len(cache) > 0
+    try:
+        return bool(cache.get_seq_length() > 0)
+    except ValueError:  # of layers that keep a state instead of positions
+        return bool(cache.has_previous_state())

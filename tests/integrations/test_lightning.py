@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from network.hosts import advance, fossilize, germinate, mlp
+from esper.network.seed import plant
+from network.hosts import WAIT, advance, fossilize, germinate, mlp, of_host, prune, same
 
 lightning = pytest.importorskip("lightning")
 integration = pytest.importorskip("esper.integrations.lightning")
@@ -19,13 +20,25 @@ PLAN = [germinate("mlp"), advance(tempo="fast"), *[germinate("lora", 1)], fossil
 
 
 class Module(lightning.LightningModule):
+    """Its metric says which epoch was best; it remembers what the network answered when it was validated."""
+
+    best_epoch = 2
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.model = mlp()
+        self.answers = {}
 
     def training_step(self, batch):
         return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def validation_step(self, batch):
+        self.answers[self.current_epoch] = self.model(X)
+        self.log("good", -float(abs(self.current_epoch - self.best_epoch)))
+
+    def test_step(self, batch):
+        self.answers["test"] = self.model(X)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
@@ -36,22 +49,86 @@ def evaluate(module):
     return loss.item(), torch.exp(-loss).item()
 
 
-def fit(epochs, path, ckpt_path=None):
-    growing = integration.GrowthCallback(
-        evaluate, slots=["1", "3"], example_input=X[:2], policy=lambda run: PLAN[run.decision], horizon=5
+def loader():
+    return DataLoader(TensorDataset(X, Y), batch_size=8)
+
+
+def callback(plan=PLAN):
+    return integration.GrowthCallback(
+        evaluate, slots=["1", "3"], example_input=X[:2], policy=lambda run: plan[run.decision], horizon=5
     )
+
+
+def make_trainer(*callbacks, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    saving = lightning.pytorch.callbacks.ModelCheckpoint(path, save_last=True, save_on_train_epoch_end=True)
-    trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[growing, saving], **quiet)
-    trainer.fit(Module(), DataLoader(TensorDataset(X, Y), batch_size=8), ckpt_path=ckpt_path)
+    return lightning.Trainer(accelerator="cpu", callbacks=list(callbacks), num_sanity_val_steps=0, **quiet, **options)
+
+
+def fit(epochs, path, ckpt_path=None, **options):
+    growing = callback()
+    saving = lightning.pytorch.callbacks.ModelCheckpoint(path, save_last=True, **options)
+    make_trainer(growing, saving, max_epochs=epochs).fit(Module(), loader(), loader(), ckpt_path=ckpt_path)
     return growing.growth
 
 
-def test_it_grows_and_resumes_from_lightnings_checkpoint(tmp_path):
-    straight = fit(5, tmp_path / "straight")
-    fit(3, tmp_path / "stopped")
-    resumed = fit(5, tmp_path / "resumed", ckpt_path=tmp_path / "stopped" / "last.ckpt")
+@pytest.mark.parametrize("at_the_end", [True, False], ids=["saved after the step", "saved before it"])
+def test_it_grows_and_resumes_from_lightnings_checkpoint(at_the_end, tmp_path):
+    straight = fit(5, tmp_path / "straight", save_on_train_epoch_end=at_the_end)
+    fit(3, tmp_path / "stopped", save_on_train_epoch_end=at_the_end)
+    last = tmp_path / "stopped" / "last.ckpt"
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*esper_seed"):
+        make_trainer().test(Module(), loader(), ckpt_path=last, verbose=False)  # without the callback
+    resumed = fit(5, tmp_path / "resumed", ckpt_path=last, save_on_train_epoch_end=at_the_end)
     assert [step.decided for step in resumed.history] == [step.decided for step in straight.history]
     assert [step.loss for step in resumed.history] == [step.loss for step in straight.history]
     assert resumed.network.slots[0].stage.name == "FOSSILIZED"
     assert resumed.finished
+
+
+@pytest.mark.parametrize("at_the_end", [True, False], ids=["saved after the step", "saved before it"])
+@pytest.mark.parametrize("plan", [[*PLAN[:2], WAIT, prune(), WAIT], [*PLAN[:2], prune(), WAIT, WAIT]])
+def test_the_best_checkpoint_is_tested_with_the_seeds_that_it_had(plan, at_the_end, tmp_path):
+    """Saved after the decision at the end of its epoch, it means the network that was validated before."""
+    growing, module = callback(plan), Module()
+    saving = lightning.pytorch.callbacks.ModelCheckpoint(
+        tmp_path, monitor="good", mode="max", save_on_train_epoch_end=at_the_end
+    )
+    trainer = make_trainer(growing, saving, max_epochs=5)
+    trainer.fit(module, loader(), loader())
+    assert growing.growth.network.slots[0].seed is None, "at the end it has been pruned"
+    trainer.test(module, loader(), ckpt_path="best", verbose=False)
+    best = module.answers[2]
+    assert growing.growth.network.slots[0].alpha > 0
+    assert torch.equal(module.answers["test"], best)
+    assert torch.equal(growing.growth.grown_model()(X), best)
+    assert len(growing.growth.history) == 5
+
+    fresh, elsewhere = callback(plan), make_trainer(callback(plan))
+    for new in (Module(), Module()):
+        for _ in range(2):  # a second test takes the seeds of the first one out again
+            elsewhere.test(new, loader(), ckpt_path=saving.best_model_path, verbose=False)
+            assert torch.equal(new.answers.pop("test"), best)
+    with pytest.raises(RuntimeError, match="no growth before"):
+        fresh.growth  # noqa: B018
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 1e-3}])
+def test_seeds_learn_under_lightnings_precision_and_clipping(options):
+    growing = callback([germinate("mlp"), *[WAIT] * 9])
+    trainer = make_trainer(growing, max_epochs=4, enable_checkpointing=False, **options)
+    trainer.fit(Module(), loader())
+    slot = growing.growth.network.slots[0]
+    assert {p.dtype for p in slot.seed.parameters()} == {torch.float32}
+    born = plant("mlp", slot.spec, "add", entropy=(0, 0, 0), device=slot.device, dtype=torch.float32)
+    moved = [float((a != b).float().mean()) for a, b in zip(slot.seed.parameters(), born.parameters(), strict=True)]
+    assert min(moved) > 0.8, moved
+
+
+def test_clipping_in_lightnings_closure_does_not_feel_an_isolated_seed():
+    hosts = []
+    for plan in ([germinate("mlp"), germinate("norm", 1), *[WAIT] * 9], [WAIT] * 9):
+        module = Module()
+        trainer = make_trainer(callback(plan), max_epochs=4, enable_checkpointing=False, gradient_clip_val=1e-2)
+        trainer.fit(module, loader())
+        hosts.append(of_host(module.model.state_dict().items()))
+    assert same(*hosts)

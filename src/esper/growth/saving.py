@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -142,15 +142,12 @@ def load_grown(directory: str | os.PathLike[str], host: nn.Module, example_input
     weights = _under(tensors, "host/")
     weights |= {name: weights[first] for name, first in description["same"].items()}
     _check_weights(model, weights, description["host"], path)
-    slots, states = _slots_and_states(model, description, tensors, example_input, path)
+    seeds = {name: _state_of(seed, _under(tensors, f"seed/{name}/")) for name, seed in description["seeds"].items()}
     try:
-        saved_state.load_slots(slots, states, model, None)
+        attach(model, description["slots"], seeds, example_input)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"'{path}' does not describe its seeds: {error}; save the network again") from error
+        raise ValueError(f"the seeds in '{path}' cannot be built into this {type(model).__name__}: {error}") from error
     model.load_state_dict(weights, strict=False)
-    for slot in slots:
-        assert slot.seed is not None
-        slot.seed.train(slot.module.training)
     compile_afresh()
     return host
 
@@ -180,6 +177,45 @@ def acting_slots(model: nn.Module) -> list[Slot]:
     hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
     owners = [getattr(hook, "__self__", None) for hook in hooks]
     return [owner for owner in owners if isinstance(owner, Slot)]
+
+
+def network_as_evaluated(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's part of ``Growth.state_dict``, without a decision that no training has followed."""
+    pending = state["before_decision"] if state["probe"]["steps"] == 0 else None
+    network: dict[str, Any] = state["network"] if pending is None else pending
+    return network
+
+
+def attach(model: nn.Module, slots: Sequence[str], states: Mapping[str, Any], example_input: Any) -> None:
+    """Build seeds into a host that carries none; there each acts as its state says, and nobody looks after it.
+
+    Args:
+        model: The host.
+        slots: Names of all slots of the growth: they decide in which leaf a seed is registered.
+        states: What :func:`esper.network.state.save_slot` saw, by slot, of those that held a seed.
+        example_input: What the host is called with.
+
+    Raises:
+        ValueError: If a slot does not exist or carries something else than it did; nothing has changed then.
+        RuntimeError: If the weights of a seed do not fit its blueprint; likewise.
+    """
+    if not states:
+        return
+    places = dict(zip(slots, find_places(model, slots), strict=True))
+    built = []
+    for site in survey(model, list(states), example_input, causal=False):  # whether it is causal, its state says
+        spec = SlotSpec(**{**states[site.name]["spec"], "spatial": tuple(states[site.name]["spec"]["spatial"])})
+        if (spec.kind, spec.channels) != (site.spec.kind, site.spec.channels):
+            raise ValueError(
+                f"slot '{site.name}' carried {spec.kind}s of {spec.channels} channels when it grew, but carries "
+                f"{site.spec.kind}s of {site.spec.channels} here; build the host, and choose the example input, as for "
+                "growth"
+            )
+        built.append(Slot(replace(site, spec=spec), places[site.name]))
+    saved_state.load_slots(built, states, model, None)
+    for slot in built:
+        assert slot.seed is not None
+        slot.seed.train(slot.module.training)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -216,30 +252,6 @@ def _check_weights(model: nn.Module, weights: Mapping[str, Tensor], host: str, p
         f"of its state_dict differ, first '{name}' of shape {theirs.get(name)} in the file and {ours.get(name)} here; "
         "build the host as it was built for growth"
     )
-
-
-def _slots_and_states(
-    model: nn.Module, description: Mapping[str, Any], tensors: Mapping[str, Tensor], example_input: Any, path: Path
-) -> tuple[list[Slot], dict[str, Any]]:
-    """What :func:`esper.network.state.load_slots` takes, the slots checked against what they carried.
-
-    All slots of the growth take part in finding places, so that each seed has the place that it had. Whether they are
-    causal is in the file.
-    """
-    seeds = description["seeds"]
-    if not seeds:
-        return [], {}
-    places = dict(zip(description["slots"], find_places(model, description["slots"]), strict=True))
-    slots = []
-    for site in survey(model, list(seeds), example_input, causal=False):
-        spec = SlotSpec(**{**seeds[site.name]["spec"], "spatial": tuple(seeds[site.name]["spec"]["spatial"])})
-        if (spec.kind, spec.channels) != (site.spec.kind, site.spec.channels):
-            raise ValueError(
-                f"slot '{site.name}' carries {site.spec.kind}s of {site.spec.channels} channels here, but in '{path}' "
-                f"{spec.kind}s of {spec.channels}; build the host, and choose the example input, as for growth"
-            )
-        slots.append(Slot(replace(site, spec=spec), places[site.name]))
-    return slots, {name: _state_of(seed, _under(tensors, f"seed/{name}/")) for name, seed in seeds.items()}
 
 
 def _state_of(seed: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:

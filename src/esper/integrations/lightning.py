@@ -6,32 +6,43 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning
+import torch
 
 from esper.growth import Growth
+from esper.growth.saving import acting_slots, attach, network_as_evaluated
 from esper.network.placing import is_of_seed
 
 
 class GrowthCallback(lightning.Callback):
     """Lets a network inside a ``LightningModule`` grow, one decision an epoch.
 
-    The growth is saved in Lightning's checkpoints, and ``trainer.fit(..., ckpt_path=...)`` goes on with it.
+    The growth is saved in Lightning's checkpoints: ``trainer.fit(..., ckpt_path=...)`` goes on with it, and
+    ``trainer.test(..., ckpt_path="best")`` (likewise ``validate`` and ``predict``) tests the network of the checkpoint,
+    its seeds included, in a new process as well if the trainer has this callback there.
 
     Args:
         evaluate: Called with the ``LightningModule``; returns (loss, score) on validation data, the score in [0, 1].
         host: Name of the attribute of the ``LightningModule`` that holds the network to grow.
         options: Passed on to :class:`~esper.growth.Growth`; ``horizon`` is the trainer's number of epochs by default.
-
-    Attributes:
-        growth: The :class:`~esper.growth.Growth`, from the start of ``fit`` on.
     """
-
-    growth: Growth
 
     def __init__(self, evaluate: Callable[[Any], tuple[float, float]], *, host: str = "model", **options: Any) -> None:
         self.evaluate = evaluate
         self.host = host
         self.options = options
+        self._growing: Growth | None = None
         self._loaded: dict[str, Any] | None = None
+
+    @property
+    def growth(self) -> Growth:
+        """The growth, from the start of ``fit`` on.
+
+        Raises:
+            RuntimeError: Before.
+        """
+        if self._growing is None:
+            raise RuntimeError("there is no growth before trainer.fit() has started")
+        return self._growing
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """See to it that the seeds of a checkpoint are there before Lightning loads its weights."""
@@ -39,7 +50,7 @@ class GrowthCallback(lightning.Callback):
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             load(checkpoint)
-            self._bring_structure(stage, checkpoint)
+            self._bring_structure(pl_module, stage, checkpoint)
 
         pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
 
@@ -47,15 +58,33 @@ class GrowthCallback(lightning.Callback):
         """Take the hook of :meth:`setup` off."""
         vars(pl_module).pop("on_load_checkpoint", None)
 
-    def _bring_structure(self, stage: str, checkpoint: dict[str, Any]) -> None:
+    def _bring_structure(self, module: lightning.LightningModule, stage: str, checkpoint: dict[str, Any]) -> None:
         """Before a fit goes on there is no optimizer yet: the seeds come with the growth's own state, weights and all.
 
-        After a fit the seeds that are there give way to those of the checkpoint, the best one for instance.
+        To evaluate, seeds that are there give way to those of the checkpoint, the best one for instance. One that was
+        saved after the decision at the end of an epoch, which no training has followed, means the network before it:
+        that one was evaluated.
         """
-        if stage == "fit":
-            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not is_of_seed(k)}
-        elif self.state_key in checkpoint["callbacks"]:
-            self.growth.network.load_state_dict(checkpoint["callbacks"][self.state_key]["network"])
+        saved = checkpoint["callbacks"].get(self.state_key)
+        if saved is None:
+            return
+        weights = {name: value for name, value in checkpoint["state_dict"].items() if not is_of_seed(name)}
+        if stage != "fit":
+            host = module.get_submodule(self.host)
+            self._become(host, network_as_evaluated(saved))
+            prefix = f"{self.host}." if self.host else ""
+            weights |= {prefix + name: value for name, value in host.state_dict().items() if is_of_seed(name)}
+        checkpoint["state_dict"] = weights
+
+    def _become(self, host: torch.nn.Module, state: dict[str, Any]) -> None:
+        """Give the host the seeds of this state; in a new process there is no growth that could do so."""
+        if self._growing is not None and self._growing.model is host:
+            self._growing.return_to(state)
+            return
+        for slot in acting_slots(host):
+            slot.withdraw()
+        seeds = {name: entry for name, entry in state["slots"].items() if "weights" in entry}
+        attach(host, list(state["slots"]), seeds, self.options["example_input"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Build the growth, before Lightning restores the optimizer of a checkpoint."""
@@ -68,7 +97,7 @@ class GrowthCallback(lightning.Callback):
             raise ValueError(f"GrowthCallback needs one optimizer, got {len(trainer.optimizers)}")
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         host = pl_module.get_submodule(self.host)
-        self.growth = Growth(host, trainer.optimizers[0], **{"horizon": epochs} | self.options)
+        self._growing = Growth(host, trainer.optimizers[0], **{"horizon": epochs} | self.options)
         if self._loaded is not None:
             self.growth.load_state_dict(self._loaded)
             self._loaded = None
@@ -79,8 +108,8 @@ class GrowthCallback(lightning.Callback):
         pl_module.log_dict({"growth/score": step.score, "growth/added_params": float(step.added_params)})
 
     def state_dict(self) -> dict[str, Any]:
-        """Saved in every checkpoint."""
-        return self.growth.state_dict()
+        """Saved in every checkpoint, once there is a growth."""
+        return {} if self._growing is None else self._growing.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until ``fit`` has built the optimizer."""

@@ -24,8 +24,10 @@ from esper.growth.probe import compile_afresh
 from esper.lifecycle import Stage
 from esper.network import state as saved_state
 from esper.network.blueprints import SlotSpec
+from esper.network.example import encoders_around
 from esper.network.growing_network import check_plain
 from esper.network.grown import plain_copy
+from esper.network.host_call import HostCall
 from esper.network.placing import find_places, is_of_seed
 from esper.network.slot import Life, Slot
 from esper.network.survey import survey
@@ -202,8 +204,10 @@ def attach(model: nn.Module, slots: Sequence[str], states: Mapping[str, Any], ex
     if not states:
         return
     places = dict(zip(slots, find_places(model, slots), strict=True))
+    sites = survey(model, list(states), example_input, causal=False)  # whether it is causal, its state says
+    call = HostCall(model, [site.padding for site in sites])
     built = []
-    for site in survey(model, list(states), example_input, causal=False):  # whether it is causal, its state says
+    for site in sites:
         spec = SlotSpec(**{**states[site.name]["spec"], "spatial": tuple(states[site.name]["spec"]["spatial"])})
         if (spec.kind, spec.channels) != (site.spec.kind, site.spec.channels):
             raise ValueError(
@@ -211,8 +215,11 @@ def attach(model: nn.Module, slots: Sequence[str], states: Mapping[str, Any], ex
                 f"{site.spec.kind}s of {site.spec.channels} here; build the host, and choose the example input, as for "
                 "growth"
             )
-        built.append(Slot(replace(site, spec=spec), places[site.name]))
+        built.append(Slot(replace(site, spec=spec), places[site.name], call))
     saved_state.load_slots(built, states, model, None)
+    call.listen()
+    for encoder in encoders_around(model, list(states)).values():
+        encoder.use_nested_tensor = False  # for good: nested tensors have no positions
     for slot in built:
         assert slot.seed is not None
         slot.seed.train(slot.module.training)

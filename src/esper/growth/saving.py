@@ -24,7 +24,6 @@ from esper.growth.probe import compile_afresh
 from esper.lifecycle import Stage
 from esper.network import state as saved_state
 from esper.network.blueprints import SlotSpec
-from esper.network.example import encoders_around
 from esper.network.growing_network import check_plain
 from esper.network.grown import plain_copy
 from esper.network.host_call import HostCall
@@ -205,7 +204,7 @@ def attach(model: nn.Module, slots: Sequence[str], states: Mapping[str, Any], ex
         return
     places = dict(zip(slots, find_places(model, slots), strict=True))
     sites = survey(model, list(states), example_input, causal=False)  # whether it is causal, its state says
-    call = HostCall(model, [site.padding for site in sites])
+    call = HostCall({site.name: site.padding for site in sites})
     built = []
     for site in sites:
         spec = SlotSpec(**{**states[site.name]["spec"], "spatial": tuple(states[site.name]["spec"]["spatial"])})
@@ -217,9 +216,7 @@ def attach(model: nn.Module, slots: Sequence[str], states: Mapping[str, Any], ex
             )
         built.append(Slot(replace(site, spec=spec), places[site.name], call))
     saved_state.load_slots(built, states, model, None)
-    call.listen()
-    for encoder in encoders_around(model, list(states)).values():
-        encoder.use_nested_tensor = False  # for good: nested tensors have no positions
+    call.attach(model)
     for slot in built:
         assert slot.seed is not None
         slot.seed.train(slot.module.training)

@@ -183,7 +183,7 @@ class Example:
             stack.enter_context(torch.set_grad_enabled(grad))
             stack.enter_context(torch.random.fork_rng(devices=list(cuda)))
             stack.enter_context(_evaluation_mode(self.model))
-            stack.enter_context(padded(nested_encoders(self.model)))
+            stack.enter_context(_without_nested_tensors(self.model))
             return self.model(*args, **kwargs)
 
     def trace(
@@ -311,27 +311,21 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def encoders_around(model: nn.Module, slots: Iterable[str]) -> dict[str, nn.TransformerEncoder]:
-    """Those of :func:`nested_encoders` with a slot inside: its tensor must have positions."""
-    found = nested_encoders(model)
-    return {name: e for name, e in found.items() if any(s.startswith(f"{name}." if name else "") for s in slots)}
-
-
-def nested_encoders(model: nn.Module) -> dict[str, nn.TransformerEncoder]:
-    """The encoders that, in evaluation, turn a padded batch into nested tensors, which have no positions."""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.TransformerEncoder)}
-    return {name: encoder for name, encoder in found.items() if encoder.use_nested_tensor}
+def encoders_around(model: nn.Module, slots: Iterable[str]) -> list[nn.TransformerEncoder]:
+    """The encoders with a slot inside that, in evaluation, turn a padded batch into nested tensors."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.TransformerEncoder) and m.use_nested_tensor]
+    return [encoder for n, encoder in found if any(slot.startswith(f"{n}." if n else "") for slot in slots)]
 
 
 @contextmanager
-def padded(encoders: Mapping[str, nn.TransformerEncoder]) -> Iterator[None]:
-    """Inside, these encoders work on padded batches in evaluation, as they do in training."""
-    for encoder in encoders.values():
+def _without_nested_tensors(model: nn.Module) -> Iterator[None]:
+    encoders = encoders_around(model, [name for name, _ in model.named_modules()])
+    for encoder in encoders:
         encoder.use_nested_tensor = False
     try:
         yield
     finally:
-        for encoder in encoders.values():
+        for encoder in encoders:
             encoder.use_nested_tensor = True
 
 

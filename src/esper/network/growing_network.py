@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 from weakref import WeakSet
@@ -19,7 +19,6 @@ from esper.lifecycle import Op, Stage, check_legal, is_legal
 from esper.network import optimizer as surgery
 from esper.network import state as saved_state
 from esper.network.blueprints import BLUEPRINTS, SlotSpec, count_flops, count_parameters
-from esper.network.example import encoders_around, padded
 from esper.network.grown import plain_copy
 from esper.network.host_call import HostCall
 from esper.network.isolation import IsolatedGradients
@@ -136,12 +135,10 @@ class GrowingNetwork:
         self._param_group = param_group
         with surgery.forward_order(model) as self._order:
             sites = survey(model, names, example_input, causal=causal)
+        self._call = HostCall({site.name: site.padding for site in sites})
+        self._call.attach(model)
         places = find_places(model, names)
-        self._call = HostCall(model, [site.padding for site in sites])
-        self._call.listen()
         self.slots = tuple(Slot(site, place, self._call) for site, place in zip(sites, places, strict=True))
-        self._padded = ExitStack()
-        self._padded.enter_context(padded(encoders_around(model, names)))
         self._gradients = None if optimizer is None else IsolatedGradients(optimizer)
         self.decision = 0
         """Number of decisions taken."""
@@ -478,8 +475,7 @@ class GrowingNetwork:
         if self.optimizer is not None:
             surgery.leave(self.optimizer, self.seed_parameters())
         self.leave_gradients()
-        self._call.stop()
-        self._padded.close()
+        self._call.withdraw()
         _HOSTS.discard(self.model)
 
     def state_dict(self) -> dict[str, Any]:

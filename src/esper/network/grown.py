@@ -55,18 +55,34 @@ def plain_copy(model: nn.Module, slots: Sequence[Slot]) -> nn.Module:
 
     It keeps no state, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
     """
-    calls = {id(slot.call): slot.call for slot in slots}.values()
-    for slot in slots:
-        slot.withdraw()
-    for call in calls:
-        call.stop()
+    calls = {slot.call for slot in slots}
+    for withdrawn in (*slots, *calls):
+        withdrawn.withdraw()
     try:
         return _assemble(model, [slot for slot in slots if slot.seed is not None and slot.alpha > 0])
     finally:
+        for call in calls:
+            call.attach(model)
         for slot in slots:
             slot.refresh()
-        for call in calls:
-            call.listen()
+
+
+def _assemble(model: nn.Module, slots: Sequence[Slot]) -> nn.Module:
+    """A deep copy of ``model``, which must carry no hooks of the slots, with the seeds of ``slots`` built in."""
+    grown = copy.deepcopy(model, {id(t): t.detach().clone() for t in _results_kept_in(model)})
+    call = HostCall({slot.name: slot.padding for slot in slots})
+    call.attach(grown)
+    targets = [(grown.get_submodule(slot.name), slot) for slot in slots]
+    for target, slot in targets:
+        assert slot.seed is not None
+        seed = copy.deepcopy(slot.seed)
+        seed.whole = slot.alpha == 1
+        wrapped = GrownModule(target, seed, slot, call)
+        for parent in [m for m in grown.modules() if m is not wrapped]:
+            for name, child in parent._modules.items():
+                if child is target:
+                    parent._modules[name] = wrapped
+    return grown
 
 
 def _results_kept_in(model: nn.Module) -> Iterator[Tensor]:
@@ -79,21 +95,3 @@ def _results_kept_in(model: nn.Module) -> Iterator[Tensor]:
         for value in pytree.tree_leaves([*kept, module._buffers]):
             if isinstance(value, Tensor) and not value.is_leaf:
                 yield value
-
-
-def _assemble(model: nn.Module, slots: Sequence[Slot]) -> nn.Module:
-    """A deep copy of ``model``, which must carry no hooks of the slots, with the seeds of ``slots`` built in."""
-    grown = copy.deepcopy(model, {id(t): t.detach().clone() for t in _results_kept_in(model)})
-    call = HostCall(grown, [slot.padding for slot in slots])
-    call.listen()
-    targets = [(grown.get_submodule(slot.name), slot) for slot in slots]
-    for target, slot in targets:
-        assert slot.seed is not None
-        seed = copy.deepcopy(slot.seed)
-        seed.whole = slot.alpha == 1
-        wrapped = GrownModule(target, seed, slot, call)
-        for parent in [m for m in grown.modules() if m is not wrapped]:
-            for name, child in parent._modules.items():
-                if child is target:
-                    parent._modules[name] = wrapped
-    return grown

@@ -7,12 +7,14 @@ position at a time and finds the others in a cache of its own. Both are seen in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from esper.network.example import encoders_around
 
 
 @dataclass(frozen=True)
@@ -32,38 +34,48 @@ class Padding:
 class HostCall:
     """Hooks on a host that note its arguments for the seeds inside, as long as the call lasts.
 
+    While it is attached, encoders of ``torch.nn`` with a slot inside make no nested tensors of a padded batch, which
+    they do in evaluation: those have no positions.
+
     Args:
-        model: The host.
-        paddings: The masks that its slots need.
+        paddings: For every slot the mask that it needs.
     """
 
-    def __init__(self, model: nn.Module, paddings: Iterable[Padding | None]) -> None:
-        self._model = model
-        self._handles: list[RemovableHandle] = []
-        self._parameters = list(inspect.signature(model.forward).parameters)
-        self._masks_wanted = {padding.argument for padding in paddings if padding is not None}
-        self._caches_known = [name for name in self._parameters if "past" in name or "cache_params" in name]
+    def __init__(self, paddings: Mapping[str, Padding | None]) -> None:
+        self._slots = list(paddings)
+        self._wanted = {padding.argument for padding in paddings.values() if padding is not None}
+        self._parameters: list[str] = []
+        self._caches: list[str] = []
         self._masks: dict[str, Tensor] = {}
         self._cached = False
+        self._encoders: list[nn.TransformerEncoder] = []
+        self._handles: list[RemovableHandle] = []
 
-    def listen(self) -> None:
-        """Note the calls of the host; nothing is hooked on it if it takes neither mask nor cache."""
-        if self._masks_wanted or self._caches_known:
+    def attach(self, model: nn.Module) -> None:
+        """Listen to the calls of ``model``; there are no hooks if it takes neither mask nor cache."""
+        self._parameters = list(inspect.signature(model.forward).parameters)
+        self._caches = [name for name in self._parameters if "past" in name or "cache_params" in name]
+        if self._wanted or self._caches:
             self._handles = [
-                self._model.register_forward_pre_hook(self._enter, with_kwargs=True),
-                self._model.register_forward_hook(self._leave, always_call=True),
+                model.register_forward_pre_hook(self._enter, with_kwargs=True),
+                model.register_forward_hook(self._leave, always_call=True),
             ]
+        self._encoders = encoders_around(model, self._slots)
+        for encoder in self._encoders:
+            encoder.use_nested_tensor = False
 
-    def stop(self) -> None:
-        """Take the hooks off the host."""
+    def withdraw(self) -> None:
+        """Leave the model as it was before."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for encoder in self._encoders:
+            encoder.use_nested_tensor = True
+        self._handles, self._encoders = [], []
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(self._parameters, args, strict=False)) | kwargs
-        self._masks = {name: given[name] for name in self._masks_wanted if isinstance(given.get(name), Tensor)}
-        self._cached = any(_holds_positions(given.get(name)) for name in self._caches_known)
+        self._masks = {name: given[name] for name in self._wanted if isinstance(given.get(name), Tensor)}
+        self._cached = any(_holds_positions(given.get(name)) for name in self._caches)
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
         self._masks, self._cached = {}, False

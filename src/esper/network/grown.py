@@ -56,8 +56,10 @@ def plain_copy(model: nn.Module, slots: Sequence[Slot]) -> nn.Module:
     It keeps no state, can be trained on and goes through ``torch.export``. Seeds in TRAINING are left out.
     """
     calls = {slot.call for slot in slots}
-    for withdrawn in (*slots, *calls):
-        withdrawn.withdraw()
+    for slot in slots:
+        slot.withdraw()
+    for call in calls:
+        call.withdraw()
     try:
         return _assemble(model, [slot for slot in slots if slot.seed is not None and slot.alpha > 0])
     finally:

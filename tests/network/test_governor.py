@@ -78,6 +78,22 @@ def test_the_band_holds_for_small_large_noisy_and_negative_losses() -> None:
         assert governor.check(100 * scale + 100 * abs(shift))
 
 
+@pytest.mark.parametrize(
+    ("losses", "limit"),
+    [
+        ([3.0] + [0.1] * 16, 0.1 + 3.0 / 2),  # half the first loss, however long ago: a nearly solved task may stumble
+        ([1.0, 2.5] + [5.0] * 16, 5.0 + 2 * 5.0),  # twice the median
+        ([1.0] + [0.0, 2.0, 1.0] * 4, 1.0 + 6 * 1.4826 * 1.0),  # six deviations
+        ([-1.0] + [-3.0] * 16, -3.0 + 2 * 3.0),
+    ],
+)
+def test_the_band_ends_where_its_equation_says(losses: list[float], limit: float) -> None:
+    governor = feed(*losses)
+    assert governor.limit == pytest.approx(limit)
+    assert not governor.check(limit - 1e-6)
+    assert governor.check(limit + 1e-3)
+
+
 def test_rolling_back_restores_model_optimizer_and_growth_bit_for_bit() -> None:
     run = Run("image")
     run.good_interval()
@@ -157,6 +173,41 @@ def test_an_exploding_seed_is_blamed_by_its_loudness_rather_than_one_that_moves(
     (event,) = run.governor.roll_back()
     assert event.slot == "3"
     assert run.network.slots[0].stage is Stage.TRAINING, "its advance was taken back"
+
+
+def test_a_settled_seed_whose_output_is_not_a_number_is_blamed_rather_than_one_that_moves() -> None:
+    """Its weights are finite, but zero times what overflows is no number."""
+    run = Run(lr=1e-5)
+    run.network.step(germinate("mlp", 0))
+    run.network.step(germinate("mlp", 1, "multiply"))
+    run.network.step(advance(1))
+    for _ in range(2):
+        run.network.step(WAIT)
+        run.good_interval()
+    run.network.step(advance(0, "slow"))
+    wake(run.network.slots[1].seed, scale=1e30)
+    assert run.governor.check(run.train(1))
+    assert math.isnan(run.network.slots[1].statistics.seed_output_rms)
+    (event,) = run.governor.roll_back()
+    assert event.slot == "3"
+
+
+def test_a_settled_seed_is_not_blamed_for_what_had_broken_before_it_was_measured() -> None:
+    """A batch after a NaN every number of the network is one, so the measured output tells nothing about its seed."""
+    run = Run(lr=1e-5)
+    for slot in range(2):
+        run.network.step(germinate("mlp", slot))
+    run.network.step(advance(0))
+    for _ in range(2):
+        run.network.step(WAIT)
+        run.good_interval()
+    run.network.step(advance(1))
+    wake(run.network.slots[1].seed, scale=1e30)
+    assert run.governor.check(run.train(3))
+    assert math.isnan(run.network.slots[0].statistics.seed_output_rms)
+    (event,) = run.governor.roll_back()
+    assert event.slot == "3", "the one that moves"
+    assert run.network.slots[0].stage is Stage.HOLDING
 
 
 def test_a_learning_rate_spike_blames_no_settled_seed() -> None:

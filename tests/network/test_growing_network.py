@@ -257,6 +257,27 @@ def test_a_blend_can_be_pruned_half_way() -> None:
     assert network.slots[0].stage is Stage.EMBARGOED
 
 
+@pytest.mark.parametrize(
+    "life",
+    [[], [WAIT, WAIT], [advance(tempo="slow")], [advance(), WAIT]],
+    ids=["just germinated", "in training", "in mid-blend", "on probation"],
+)
+@pytest.mark.parametrize("evicted", [False, True], ids=["pruned", "evicted"])
+def test_the_cool_down_is_of_one_length_whatever_was_pruned(life: list[Decision], evicted: bool) -> None:
+    network = grow(host_case("vector"))
+    for decision in [germinate("mlp"), *life]:
+        network.step(decision)
+    if evicted:
+        network.evict(0)
+    else:
+        network.step(prune(tempo="instant"))
+    for _ in range(EMBARGO_DECISIONS):
+        assert network.slots[0].stage is Stage.EMBARGOED
+        assert not network.masks()["slot"][Op.GERMINATE, 0]
+        network.step(WAIT)
+    assert network.masks()["slot"][Op.GERMINATE, 0]
+
+
 def test_evicting_is_for_undecided_seeds_only() -> None:
     network = grow(host_case("vector"))
     network.step(germinate("mlp"))

@@ -82,6 +82,71 @@ def test_another_objective_is_judged_with_a_memory_of_its_own(mode, tree_world, 
             torch.testing.assert_close(again["likelihood_ratios"][t, k], ratio, atol=1e-4, rtol=1e-3)
 
 
+def advantages_by_hand(policy, rows: list[tuple], actions: torch.Tensor, drawn_with: torch.Tensor) -> list[float]:
+    """Root advantages of one episode seen at features + 0.7 and paid −2 times its rewards.
+
+    ``rows`` are its observations as the world logged them, one more than there are ``actions`` [T, H]; ``drawn_with``
+    [T] are the log-probabilities they were drawn with. γ 0.9, λ 0.8.
+    """
+    hidden, values, weights = policy.network.initial_hidden(1), [], []
+    for t, (features, mask, kind, _) in enumerate(rows):
+        if kind == "terminated":
+            values.append(0.0)
+            break
+        masks = {head: torch.from_numpy(m)[None] for head, m in mask.items()}
+        inputs = PolicyInput(torch.from_numpy(features)[None] + 0.7, None, masks)
+        values.append(policy.get_value(inputs.features, hidden, None, masks).item())
+        if t == len(actions):
+            break
+        alone = PolicyInput(inputs.features[:, None], None, {head: m[:, None] for head, m in masks.items()})
+        taken = {head: actions[t, i].view(1, 1) for i, head in enumerate(policy.heads.names)}
+        log_probs, _, _, hidden = policy.evaluate_actions(alone, taken, hidden)
+        joint = sum(float(x.detach()) for x in log_probs.values())
+        weights.append(min(1.0, np.exp(joint - float(drawn_with[t]))))
+    advantages = [0.0]
+    for t in reversed(range(len(actions))):
+        difference = -2 * rows[t + 1][3] + 0.9 * values[t + 1] - values[t]
+        later = advantages[0] * weights[t + 1] if t + 1 < len(actions) else 0.0
+        advantages.insert(0, difference + 0.9 * 0.8 * later)
+    return advantages[:-1]
+
+
+def test_what_follows_an_episode_that_is_cut_off_is_also_judged_under_the_other_objective(
+    mode, tree_world, collected
+) -> None:
+    """Advantages as when each episode is walked alone, whether it ends, or a time limit or the rollout cuts it off."""
+    envs = offering(tree_world, 0.7, -2.0)(4, mode, end_rate=0.15)
+    policy, rollout, collector = collected(envs, 40, rollouts=1)
+    endings = []
+    for k in range(4):
+        valid = rollout["valid"][:, k]
+        actions, drawn_with = rollout["actions"][valid, k], rollout["log_probs"][valid, k].sum(-1)
+        got, done = collector.hindsight.buffer.advantages.op[valid, k].tolist(), 0
+        starts = [i for i, row in enumerate(envs.log[k]) if row[2] == "start"]
+        for begin, end in zip(starts, [*starts[1:], None], strict=True):
+            rows = envs.log[k][begin:end]
+            steps = slice(done, done := done + len(rows) - 1)
+            expected = advantages_by_hand(policy, rows, actions[steps], drawn_with[steps])
+            assert got[steps] == pytest.approx(expected, abs=1e-4, rel=1e-3)
+            endings.append(rows[-1][2] if len(rows) > 1 else "start")
+        assert done == len(got)
+    assert {"terminated", "truncated", "step"} <= set(endings)
+
+
+@pytest.mark.parametrize("options", [{"reward_scale": 0.1}, {"paired": True}], ids=lambda options: next(iter(options)))
+def test_rewards_are_scaled_and_environments_paired_as_in_the_rollout_that_is_judged_again(
+    mode, tree_world, random_policy, options: dict[str, Any]
+) -> None:
+    envs = offering(tree_world, 0.0, 1.0)(4, mode)
+    adapter = EnvironmentAdapter(envs)
+    policy, collector = random_policy(adapter), Collector(envs, adapter, 40)
+    collector.reset(policy, seed=0)
+    rollout = collector.collect(policy, torch.Generator().manual_seed(0), gamma=0.9, gae_lambda=0.8, **options)
+    again = collector.hindsight.buffer
+    torch.testing.assert_close(again.advantages.targets, rollout.advantages.targets, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again.head_advantages(), rollout.head_advantages(), atol=1e-4, rtol=1e-4)
+
+
 def test_the_first_ratio_of_the_update_is_one(mode, tree_world, collected) -> None:
     policy, rollout, collector = collected(offering(tree_world, 0.7, -2.0)(4, mode), 40)
     config = ppo.PPOConfig(epochs=1, minibatches=1)

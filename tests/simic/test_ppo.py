@@ -229,6 +229,34 @@ def test_stops_when_the_policy_has_moved_far_enough(tree_world, collected, mode)
     assert 1 <= metrics["gradient_steps"] < 50
 
 
+@pytest.mark.parametrize("far", [0.99, 1.01])
+def test_how_far_the_policy_has_moved_is_measured_per_row(tree_world, collected, mode, far: float) -> None:
+    """Each head of each row 0.3 nats off its stored log-probability; the divergence is the mean over valid rows."""
+    policy, rollout, _ = collected(tree_world(6, mode), 24)
+    rollout["log_probs"].sub_(0.3)
+    moved = 0.3 * rollout.could_matter.sum(-1)[rollout["valid"]]
+    kl = float((moved.exp() - 1 - moved).mean())
+    config = PPOConfig(epochs=1, minibatches=1, target_kl=kl / 1.5 / far)
+    metrics = ppo.update(policy, ppo.make_optimizer(policy, config), [rollout], config, torch.Generator())
+    assert metrics["kl"] == pytest.approx(kl, rel=1e-3)
+    assert metrics["gradient_steps"] == (0 if far > 1 else 1)
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1e3])
+def test_no_step_is_longer_than_the_norm_that_the_gradient_is_scaled_down_to(
+    tree_world, collected, mode, max_norm: float
+) -> None:
+    """Under plain gradient descent of rate 1, a step is as long as the gradient."""
+    policy, rollout, _ = collected(tree_world(6, mode), 24)
+    before = torch.cat([p.detach().flatten() for p in policy.network.parameters()])
+    config = PPOConfig(epochs=1, minibatches=1, max_grad_norm=max_norm)
+    optimizer = torch.optim.SGD(policy.network.parameters(), lr=1.0)
+    metrics = ppo.update(policy, optimizer, [rollout], config, torch.Generator())
+    step = float((torch.cat([p.detach().flatten() for p in policy.network.parameters()]) - before).norm())
+    assert 0.2 < metrics["grad_norm"] < 1e3
+    assert step == pytest.approx(min(metrics["grad_norm"], max_norm), rel=1e-2)
+
+
 def test_the_update_has_no_python_loop_over_time(tree_world, collected, mode) -> None:
     """48 steps more are fewer than 48 calls more (a call or two may be the garbage collector's)."""
 

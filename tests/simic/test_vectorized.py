@@ -419,6 +419,17 @@ def test_normalisers_are_filled_before_the_first_update_and_fixed_within_each(tr
     assert result.metrics[0]["reward_scale"] != 1.0
 
 
+def test_statistics_are_those_of_the_observations_that_were_acted_on(tree_world, mode) -> None:
+    """The final observation of an episode belongs to no step: under next-step autoreset its row is no data."""
+    envs = tree_world(4, mode)
+    result = train(envs, config=config(updates=3))
+    acted_on = np.stack([row[0] for log in envs.log for row in log[:-1] if row[2] in ("start", "step")])
+    normalizer = result.policy.observation_normalizer
+    assert float(normalizer.count) == len(acted_on) == result.env_steps
+    np.testing.assert_allclose(normalizer.mean, acted_on.mean(0), atol=1e-4)
+    np.testing.assert_allclose(normalizer.var, acted_on.var(0), atol=1e-3)
+
+
 def test_evaluation_plays_every_environments_share(tree_world, random_policy) -> None:
     envs = tree_world(4, AutoresetMode.SAME_STEP)
     policy = random_policy(EnvironmentAdapter(envs))

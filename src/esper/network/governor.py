@@ -164,8 +164,8 @@ def _find_culprit(network: GrowingNetwork) -> int | None:
 
 def _has_run_away(slot: Slot) -> bool:
     output, activation = slot.statistics.seed_output_rms, slot.statistics.activation_rms
-    if output is None or activation is None:
-        return False
+    if output is None or activation is None or not math.isfinite(activation):
+        return False  # where what came in is not finite either, nothing can be told
     return not float(output) <= RUNAWAY * float(activation)
 
 

@@ -169,9 +169,15 @@ def test_a_hidden_state_is_for_one_row_unless_said_otherwise(bundle: LSTMPolicyB
         assert [part.shape for part in hidden] == [(1, 1, 128)] * 2
 
 
-def test_inference_hidden_states_warn_and_train_on_rightly(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
+@pytest.mark.parametrize("frozen", [(True, True), (True, False), (False, True)], ids=["both", "output", "cell"])
+def test_inference_hidden_states_warn_and_train_on_rightly(
+    bundle: LSTMPolicyBundle, make_input: MakeInput, frozen: tuple[bool, bool]
+) -> None:
+    """One part of the pair made in inference mode is enough."""
     inputs = make_input(6)
-    hidden = bundle.initial_hidden(6)
+    parts = zip(bundle.initial_hidden(6), frozen, strict=True)
+    first, second = (part if keep else part.clone() for part, keep in parts)
+    hidden = (first, second)
     with pytest.warns(InferenceHiddenWarning, match=r"tuple\(part\.clone\(\) for part in hidden\)"):
         warned = gradients(bundle, inputs, hidden)
     with warnings.catch_warnings():

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.growth import ranks
 from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
+from esper.growth.averages import Follower
 from esper.growth.evaluate import Evaluate, collect, random_state_kept, training_loss
 from esper.growth.export import export_model
 from esper.growth.observe import observe, to_arrays, to_tensors
@@ -177,6 +178,7 @@ class Growth:
         self._probe = Probe(self.network, optimizer)
         self._loading = guard_loading(optimizer)
         self._parallel: ranks.GrowingParallel | None = None
+        self._followers: list[Follower] = []
         self._observations: list[Observation] = []
         self._policy_is_ahead = False  # it has seen one that led to no decision
         self._evaluated: list[tuple[Slot, Seed | None, float]] = []
@@ -301,7 +303,10 @@ class Growth:
         def answer() -> tuple[float, float]:
             nonlocal count
             count += 1
-            return self._measure(asked, finite=False, name=name)
+            with ExitStack() as alike:
+                for follower in self._followers:
+                    alike.enter_context(follower.as_live())
+                return self._measure(asked, finite=False, name=name)
 
         began = time.perf_counter()
         with uncompiled(), random_state_kept(self.network.model):
@@ -356,6 +361,8 @@ class Growth:
         """Afterwards, if the structure has changed inside: compile afresh, and renew the wrapper of all ranks."""
         before = self._structure()
         yield
+        for follower in self._followers:
+            follower.follow()
         if self._structure() != before:
             compile_afresh()
             if self._parallel is not None:
@@ -397,6 +404,8 @@ class Growth:
             self._removed = True
             self._probe.remove()
             self._loading.remove()
+            for follower in self._followers:
+                follower.let_go()
             self.network.remove()
 
     def _check_in_use(self) -> None:
@@ -496,6 +505,24 @@ class Growth:
         self._check_in_use()
         self._parallel = ranks.GrowingParallel(self.network, options)
         return self._parallel
+
+    def follow(self, averaged: nn.Module) -> None:
+        """Let a copy of the host grow along: it gets each new seed when the host does, and loses it when the host does.
+
+            averaged = torch.optim.swa_utils.AveragedModel(model)
+            growth.follow(averaged)
+
+        Its seeds act at the host's alpha; their weights are those of the host's until the seed is blended in, and then
+        what the average makes of them. ``evaluate`` may run the copy in place of the model.
+
+        Args:
+            averaged: A ``copy.deepcopy`` of the host, or what holds one, such as an ``AveragedModel``.
+
+        Raises:
+            ValueError: If there is no copy of the host in it.
+        """
+        self._check_in_use()
+        self._followers.append(Follower(self.network, averaged))
 
     # ------------------------------------------------------------------------------------------- state
 

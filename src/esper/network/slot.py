@@ -6,9 +6,10 @@ The rules of a seed's life are in :mod:`esper.lifecycle`; a slot only keeps its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -88,6 +89,15 @@ class Slot:
         self._mode = Mode.OFF
         self._measuring = False
         self._handle: RemovableHandle | None = None
+
+    def in_copy(self, host: nn.Module, call: HostCall) -> Slot:
+        """The same slot of a copy of the host, without a seed; ``call`` is what the copy is called with."""
+        twin = copy.copy(self)
+        twin.module, twin.call = host.get_submodule(self.name), call
+        twin.place = replace(self.place, module=host.get_submodule(self.place.path))
+        twin.seed, twin.life, twin.statistics = None, Life(), SlotStatistics()
+        twin._mode, twin._measuring, twin._handle = Mode.OFF, False, None
+        return twin
 
     # ------------------------------------------------------------------------------------------- what it holds
 
@@ -296,6 +306,12 @@ class Slot:
         finally:
             self._mode = before
             self._write_alpha(self.life.alpha)
+
+    @contextmanager
+    def acting_as(self, other: Slot) -> Iterator[None]:
+        """For a while the seed acts in the mode and at the alpha in which that of ``other``, one alike, acts now."""
+        with self.as_if(other._mode, None if other.seed is None else float(other.seed.alpha)):
+            yield
 
 
 def form_of(slot: Slot, model: nn.Module) -> tuple[torch.device, torch.dtype]:

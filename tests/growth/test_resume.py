@@ -107,3 +107,35 @@ def test_a_checkpoint_of_another_host_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="saved with governor=True"):
         Loop(governor=False).growth.load_state_dict(loop.growth.state_dict())
     assert same(stop(loop), before)
+
+
+@pytest.mark.parametrize("horizon", [7, None])
+def test_a_growth_that_had_come_to_its_horizon_goes_on_with_a_larger_one(horizon):
+    plan = [germinate("mlp"), advance(), fossilize(), WAIT, germinate("norm", 1), WAIT]
+    short = Loop(horizon=4).script(*plan)
+    short.epochs(4)
+    assert short.growth.finished
+    longer = resume(Loop(horizon=horizon).script(*plan), stop(short))
+    assert not longer.growth.finished
+    longer.epochs(2)
+    assert longer.growth.history[-1].decided == "GERMINATE norm (add) in 3"
+    longer.epochs(1)
+    assert longer.growth.finished == (horizon == 7)
+
+
+def test_a_growth_resumed_with_its_own_horizon_or_finished_by_hand_stays_finished():
+    short = Loop(horizon=4).script(germinate("mlp"))
+    short.epochs(4)
+    assert resume(Loop(horizon=4), stop(short)).growth.finished
+    by_hand = Loop(horizon=9).script(germinate("mlp"))
+    by_hand.epochs(2)
+    by_hand.growth.finish()
+    assert resume(Loop(horizon=20), stop(by_hand)).growth.finished
+
+
+def test_a_smaller_horizon_ends_growth_at_once():
+    going = Loop(horizon=9).script(germinate("mlp"))
+    going.epochs(3)
+    shorter = resume(Loop(horizon=3).script(germinate("mlp")), stop(going))
+    shorter.epochs(1)
+    assert shorter.growth.finished

@@ -317,7 +317,7 @@ class Growth:
     def _choose(self, undo: ExitStack) -> tuple[Observation, Decision] | None:
         """What the policy sees and its decision, a legal one; ``None`` if there is nothing to decide any more."""
         run = self._run
-        if self.finished or (run.horizon is not None and run.decision >= run.horizon):
+        if self.finished or not self._has_decisions_left():
             return None
         if self._policy_is_ahead:
             self._remind_policy()
@@ -327,6 +327,9 @@ class Growth:
         decision = Decision.from_mapping(ranks.from_rank_0(decision.to_mapping()))
         self.network.check(decision)
         return observation, decision
+
+    def _has_decisions_left(self) -> bool:
+        return self._run.horizon is None or self._run.decision < self._run.horizon
 
     def _remind_policy(self) -> None:
         """Let the policy see again what it has seen, which brings back whatever it remembers."""
@@ -549,7 +552,8 @@ class Growth:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what :meth:`state_dict` saved; model and optimizer are loaded *after* this.
 
-        The policy sees again what it has seen, which brings back whatever it remembers.
+        The policy sees again what it has seen, which brings back whatever it remembers. The horizon is that of this
+        ``Growth``: with a larger one a growth that had come to the end of its own goes on.
 
         Raises:
             ValueError: If the state is of another format, another host, or was saved with another choice of
@@ -566,12 +570,15 @@ class Growth:
             self.network.load_state_dict(state["network"])
         if self._governor is not None:
             self._governor.load_state_dict(state["governor"])
+        planned = state["run"]["horizon"]
         for name, value in state["run"].items():
-            setattr(self._run, name, list(value) if isinstance(value, list) else value)
+            if name != "horizon":  # this run's own, which may be another
+                setattr(self._run, name, list(value) if isinstance(value, list) else value)
         self.history = [Step.from_state(step) for step in state["history"]]
         self._observations = [to_arrays(observation) for observation in state["observations"]]
         self._remind_policy()
-        self.finished = state["finished"]
+        by_horizon = planned is not None and self._run.decision >= planned
+        self.finished = state["finished"] and not (by_horizon and self._has_decisions_left())
         self._before_decision = state["before_decision"]
         self._evaluated = []
         self._probe.load_state_dict(state["probe"])

@@ -105,6 +105,8 @@ def _distinct(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, st
 def load_grown(directory: str | os.PathLike[str], host: nn.Module, example_input: Any) -> nn.Module:
     """Make ``host`` the grown network that ``Growth.save`` wrote to ``directory``: its weights and its seeds.
 
+    As in::
+
         model = esper.load_grown("runs/mine", MyNetwork(), x[:2])
 
     The seeds are submodules of the host, as they were while it grew, and each acts for good at the alpha that it had.

@@ -12,9 +12,11 @@ from jaxtyping import install_import_hook
 torch.set_num_threads(1)
 
 # Shapes in signatures are checked while the tests run. Left out are the files that check what users hand them: there an
-# error of their own says what to do, and the tests look for it.
+# error of their own says what to do, and the tests look for it; and seeds, which tests compile: network/test_shapes.py
+# checks theirs.
 install_import_hook(
     [
+        "esper.network.host_call",
         "esper.simic.advantages",
         "esper.simic.rollout_buffer",
         "esper.simic.training.stepping",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -80,7 +81,7 @@ class HostCall:
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
         self._masks, self._cached = {}, False
 
-    def positions_to_mix(self, h: Tensor, padding: Padding | None) -> Tensor | None:
+    def positions_to_mix(self, h: Tensor, padding: Padding | None) -> Bool[Tensor, "N L"] | None:
         """For a seed that mixes the positions of ``h [N, L, C]``: bools ``[N, L]``, false at padding; ``None`` for all.
 
         Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import Function
 
@@ -21,7 +22,12 @@ def _rms(x: Tensor) -> Tensor:
     return x.float().square().mean().sqrt()
 
 
-def isolated_gradient(grad: Tensor, h: Tensor, effect: Tensor, rms: Callable[[Tensor], Tensor] = _rms) -> Tensor:
+def isolated_gradient(
+    grad: Float[Tensor, "*shape"],
+    h: Float[Tensor, "*shape"],
+    effect: Float[Tensor, "*shape"],
+    rms: Callable[[Tensor], Tensor] = _rms,
+) -> Float[Tensor, "*shape"]:
     """The gradient that a seed in isolation gets at its ``effect``: the host's own gradient, within a trust region.
 
         grad + price · effect,   price = rms(grad) / (TRUST_RADIUS · rms(h))
@@ -66,7 +72,7 @@ class _StraightThrough(Function):
         return grad, isolated_gradient(grad, h, effect)
 
 
-def straight_through(h: Tensor, effect: Tensor) -> Tensor:
+def straight_through(h: Float[Tensor, "*shape"], effect: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """``h`` bit for bit; in the backward pass ``effect`` receives :func:`isolated_gradient`.
 
     With ``effect`` computed from a detached h, the host's outputs and gradients are bit for bit those without it.
@@ -100,7 +106,7 @@ class Seed(nn.Module):
         """Whether its effect at one position of a sequence depends on others."""
         return self.blueprint.mixes and self.blueprint.spec.kind == "sequence"
 
-    def effect(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
+    def effect(self, h: Float[Tensor, "*shape"], keep: Bool[Tensor, "N L"] | None = None) -> Float[Tensor, "*shape"]:
         """What the seed adds to the slot's output ``h`` at alpha 1; the same shape as ``h``.
 
         ``keep [N, L]``, for a seed that mixes positions, is false at padding, which it must not see.
@@ -110,11 +116,11 @@ class Seed(nn.Module):
             h = h.to(self.alpha.dtype)
         return self.style(h, self.blueprint(h) if keep is None else self.blueprint(h, keep))
 
-    def mix(self, h: Tensor, effect: Tensor) -> Tensor:
+    def mix(self, h: Float[Tensor, "*shape"], effect: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``h + alpha · effect`` in the dtype of ``h``."""
         return (h + (effect if self.whole else self.alpha * effect)).to(h.dtype)
 
-    def blend(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
+    def blend(self, h: Float[Tensor, "*shape"], keep: Bool[Tensor, "N L"] | None = None) -> Float[Tensor, "*shape"]:
         """The slot's output with the seed blended in at ``alpha``; the same shape as ``h``. ``keep`` as above."""
         return self.mix(h, self.effect(h, keep))
 

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -37,7 +38,7 @@ class Mode(Enum):
     BLENDED = 2
 
 
-def rms(tensor: Tensor) -> Tensor:
+def rms(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Root mean square of a tensor, 0-dim, in float32, outside of any graph."""
     return tensor.detach().float().square().mean().sqrt()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 Kind = Literal["vector", "sequence", "image"]
@@ -112,7 +113,7 @@ class Blueprint(nn.Module):
         """Whether this blueprint can grow in a slot of this kind and size."""
         return spec.kind in cls.kinds
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``h`` → delta, of the same shape."""
         raise NotImplementedError
 
@@ -146,7 +147,7 @@ class ChannelNorm(nn.Module):
         self.channels = spec.channels
         self.channel_dim = spec.channel_dim
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``h`` with mean 0 and variance 1 over its channels."""
         channels_last = h.movedim(self.channel_dim, -1)
         return torch.nn.functional.layer_norm(channels_last, (self.channels,)).movedim(-1, self.channel_dim)

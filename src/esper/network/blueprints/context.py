@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,7 +35,7 @@ class SqueezeExcite(Blueprint):
         """Every slot but causal ones: the mean sees the future."""
         return super().fits(spec) and not spec.causal
 
-    def forward(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"], keep: Bool[Tensor, "N L"] | None = None) -> Float[Tensor, "*shape"]:
         channels_last = h.movedim(self.spec.channel_dim, -1)
         if keep is not None:
             pooled = h.masked_fill(~keep[..., None], 0).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
@@ -68,7 +69,7 @@ class Attention(Blueprint):
         """Sequences and images with 2 to :data:`MAX_ATTENTION_POSITIONS` positions and at least two channels."""
         return super().fits(spec) and spec.channels > 1 and 1 < spec.positions <= MAX_ATTENTION_POSITIONS
 
-    def forward(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"], keep: Bool[Tensor, "N L"] | None = None) -> Float[Tensor, "*shape"]:
         tokens = self.norm(h).movedim(self.spec.channel_dim, -1)  # [N, ..., C]
         positions = tokens.shape[1:-1]
         qkv = self.qkv(tokens.flatten(1, -2)).unflatten(-1, (3, self.heads, -1))  # [N, P, 3, heads, C / heads]

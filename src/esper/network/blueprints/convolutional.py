@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +46,7 @@ class _Convolutional(Blueprint):
         padding = dilation * (image // 2)
         return nn.Conv2d(inputs, outputs, image, padding=padding, dilation=dilation, groups=groups)
 
-    def forward(self, h: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"], keep: Bool[Tensor, "N L"] | None = None) -> Float[Tensor, "*shape"]:
         if self.spec.kind == "image":
             return self.layers(h)
         channels_first = h.transpose(1, 2)

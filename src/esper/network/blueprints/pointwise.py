@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from esper.network.blueprints.blueprint import Blueprint, ChannelNorm, SlotSpec, register, zeroed
@@ -32,7 +33,7 @@ class Norm(Blueprint):
         """Every slot with at least two channels: one channel has no variance to normalise by."""
         return super().fits(spec) and spec.channels > 1
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return self.norm(h) * self.spec.per_channel(self.weight) + self.spec.per_channel(self.bias)
 
 
@@ -48,7 +49,7 @@ class _LowRank(Blueprint):
         self.down = linear(spec, spec.channels, rank, bias=False)
         self.up = zeroed(linear(spec, rank, spec.channels, bias=False))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return self.up(self.down(h))
 
 
@@ -81,7 +82,7 @@ class _Perceptron(Blueprint):
         self.activation = nn.GELU()
         self.out = zeroed(linear(spec, hidden, spec.channels))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return self.out(self.activation(self.hidden(h)))
 
 
@@ -115,5 +116,5 @@ class GatedMLP(Blueprint):
         self.activation = nn.SiLU()
         self.out = zeroed(linear(spec, hidden, spec.channels))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return self.out(self.activation(self.gate(h)) * self.hidden(h))

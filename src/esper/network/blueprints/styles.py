@@ -14,6 +14,7 @@ gate      sigmoid(w · h + b) · delta   h + alpha · sigmoid(w · h + b) · del
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from esper.actions import STYLES
@@ -27,7 +28,7 @@ class Style(nn.Module):
         super().__init__()
         self.spec = spec
 
-    def forward(self, h: Tensor, delta: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """``h`` and ``delta`` → effect, all of the same shape."""
         raise NotImplementedError
 
@@ -35,14 +36,14 @@ class Style(nn.Module):
 class Add(Style):
     """The delta itself."""
 
-    def forward(self, h: Tensor, delta: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return delta
 
 
 class Multiply(Style):
     """The delta scales the activation."""
 
-    def forward(self, h: Tensor, delta: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return h * delta
 
 
@@ -54,7 +55,7 @@ class Gate(Style):
         self.weight = nn.Parameter(torch.zeros(spec.channels))
         self.bias = nn.Parameter(torch.zeros(spec.channels))
 
-    def forward(self, h: Tensor, delta: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "*shape"], delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         weight, bias = self.spec.per_channel(self.weight), self.spec.per_channel(self.bias)
         return torch.sigmoid(h * weight + bias) * delta
 

@@ -118,7 +118,10 @@ class Probe:
 
     def _parameter_norms(self) -> dict[str, float]:
         named = {name: p for name, p in self._network.model.named_parameters() if p.requires_grad}
-        norms = [torch.linalg.vector_norm(p.detach().flatten(), dtype=torch.float32) for p in named.values()]
+        wide = [torch.promote_types(p.dtype, torch.float32) for p in named.values()]
+        norms = [
+            torch.linalg.vector_norm(p.detach(), dtype=d).double() for p, d in zip(named.values(), wide, strict=True)
+        ]
         return dict(zip(named, torch.stack([n.cpu() for n in norms]).tolist() if norms else [], strict=True))
 
     def end_interval(self) -> None:

@@ -24,6 +24,14 @@ def unwrap(model: nn.Module) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected a torch.nn.Module to grow, got {type(model).__name__}")
+    sharded = [name for name, p in model.named_parameters() if hasattr(p, "device_mesh")]  # a DTensor
+    if sharded:
+        raise ValueError(
+            f"the parameters of this {type(model).__name__} are spread over processes ({sharded[0]} and "
+            f"{len(sharded) - 1} more, by fully_shard or the like), and a seed, which is whole on every process, "
+            "cannot join them. Grow the model unsharded, in several processes through growth.parallel(), and shard "
+            "growth.grown_model() afterwards"
+        )
     return getattr(model, "_orig_mod", model)
 
 

@@ -77,7 +77,7 @@ class GrowthRecord:
     task: str
     policy: str
     scores: Sequence[float]
-    """Validation scores in [0, 1], ``[T + 1]``; NaN where unknown."""
+    """Validation scores, at most 1, ``[T + 1]``; NaN where unknown."""
     added_params: Sequence[int]
     """Parameters of all seeds, ``[T + 1]``."""
     slots: Mapping[str, Sequence[SlotState]]
@@ -249,10 +249,13 @@ def _draw_scores(axes: Axes, record: GrowthRecord) -> None:
 
 
 def _widen(axes: Axes, least: float) -> None:
-    """Let scores span at least ``least``, so that noise does not look like progress, but no more than 0 to 100 %."""
+    """Let scores span at least ``least``, so that noise does not look like progress, but no more than 0 to 100 %.
+
+    What lies below 0 is shown where nothing lies above.
+    """
     low, high = axes.get_ylim()
     more = max(0.0, least - (high - low)) / 2
-    axes.set_ylim(max(low - more, -0.03), min(high + more, 1.03))
+    axes.set_ylim(max(low - more, -0.03 if high > 0 else low), min(high + more, 1.03))
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[np.ndarray, str, str]]) -> None:

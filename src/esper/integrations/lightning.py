@@ -21,12 +21,15 @@ class GrowthCallback(lightning.Callback):
     its seeds included, in a new process as well if the trainer has this callback there.
 
     Args:
-        evaluate: Called with the ``LightningModule``; returns (loss, score) on validation data, the score in [0, 1].
+        evaluate: Called with the ``LightningModule``; returns (loss, score) on validation data, the score at most 1, or
+            the loss alone where ``chance_loss`` is among the options.
         host: Name of the attribute of the ``LightningModule`` that holds the network to grow.
         options: Passed on to :class:`~esper.growth.Growth`; ``horizon`` is the trainer's number of epochs by default.
     """
 
-    def __init__(self, evaluate: Callable[[Any], tuple[float, float]], *, host: str = "model", **options: Any) -> None:
+    def __init__(
+        self, evaluate: Callable[[Any], float | tuple[float, float]], *, host: str = "model", **options: Any
+    ) -> None:
         self.evaluate = evaluate
         self.host = host
         self.options = options

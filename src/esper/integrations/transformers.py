@@ -27,7 +27,8 @@ class GrowthCallback(TrainerCallback):
     """Lets the model of a ``Trainer`` grow, one decision an epoch.
 
     Args:
-        evaluate: Called with the model; returns (loss, score) on validation data, the score in [0, 1].
+        evaluate: Called with the model; returns (loss, score) on validation data, the score at most 1, or
+            the loss alone where ``chance_loss`` is among the options.
         options: Passed on to :class:`~esper.growth.Growth`; ``horizon`` is the number of epochs by default.
 
     The growth is part of the Trainer's checkpoints: ``load_best_model_at_end=True`` brings back the seeds of the best
@@ -41,7 +42,7 @@ class GrowthCallback(TrainerCallback):
 
     growth: Growth
 
-    def __init__(self, evaluate: Callable[[Any], tuple[float, float]], **options: Any) -> None:
+    def __init__(self, evaluate: Callable[[Any], float | tuple[float, float]], **options: Any) -> None:
         self.evaluate = evaluate
         self.options = options
         self._loading: RemovableHandle | None = None

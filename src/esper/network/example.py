@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from esper.network.modes import modes_kept
+
 TOLERANCE = 1e-6
 """A change smaller than this, relative to the largest value of its kind, is rounding."""
 
@@ -182,8 +184,9 @@ class Example:
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(grad))
             stack.enter_context(torch.random.fork_rng(devices=list(cuda)))
-            stack.enter_context(_evaluation_mode(self.model))
+            stack.enter_context(modes_kept(self.model))
             stack.enter_context(_without_nested_tensors(self.model))
+            self.model.eval()
             return self.model(*args, **kwargs)
 
     def trace(
@@ -298,17 +301,6 @@ def _has_a_print(tensor: Tensor, least_dims: int) -> bool:
     if tensor.is_nested or not tensor.is_floating_point():
         return False
     return tensor.dim() >= least_dims and tensor.numel() > 0
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def encoders_around(model: nn.Module, slots: Iterable[str]) -> list[nn.TransformerEncoder]:

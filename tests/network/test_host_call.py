@@ -72,6 +72,17 @@ def test_the_mask_and_what_it_means_are_found() -> None:
     assert padding(t5("labels", 7), "decoder.block.0", attention_mask=ones) is None, "it is the encoder's"
 
 
+@pytest.mark.parametrize("pads", [slice(5, None), slice(2), slice(7)], ids=["behind", "in front", "everywhere"])
+def test_padding_in_the_example_hides_nothing(pads: slice) -> None:
+    """Positions that are masked are seen by nobody, so they say nothing about who may see whom."""
+    mask = torch.ones(2, 7, dtype=torch.int64)
+    mask[:, pads] = 0
+    for host, slot, causal in ((bert(), "bert.encoder.layer.0", False), (llama(), "model.layers.0", True)):
+        (found,) = GrowingNetwork(host.model, [slot], host.example | {"attention_mask": mask}).slots
+        assert found.spec.causal is causal
+        assert found.padding == Padding("attention_mask", False)
+
+
 @pytest.mark.parametrize("blueprint", MIXING)
 def test_seeds_do_not_see_padding(blueprint: str) -> None:
     """A sample says the same alone and padded to another length, whatever stands in the padding."""
@@ -102,6 +113,54 @@ def test_padding_in_front_of_a_causal_stream_is_not_seen(blueprint: str) -> None
         among = model(input_ids=padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
     assert among.isfinite().all()
     torch.testing.assert_close(among[:, 2:], alone.expand(2, -1, -1))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_activation_checkpointing_runs_seeds_again_as_they_ran() -> None:
+    """What is inside a layer runs a second time in the backward pass, after the call with its mask has ended."""
+    host = bert()
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0]] * 2)
+    host.example |= {"attention_mask": mask}
+    network = grown(host, "bert.encoder.layer.0.output", "attention")
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            host.model.gradient_checkpointing_enable({"use_reentrant": False})
+        host.model.train().zero_grad()
+        torch.manual_seed(7)  # for dropout
+        host.model(**host.example).logits[mask.bool()].square().sum().backward()
+        gradients.append([p.grad.clone() for p in host.model.parameters() if p.grad is not None])
+    assert network.slots[0].seed_params > 0
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+# ------------------------------------------------------------------------------------------- how often
+
+
+def test_a_slot_that_runs_more_often_than_in_the_example_is_noticed() -> None:
+    class Deep(nn.Module):
+        """As deep as it is told to be."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, depth: int = 1) -> Tensor:
+            for _ in range(depth):
+                x = torch.relu(self.layer(x))
+            return self.head(x)
+
+    model, x = Deep(), torch.randn(2, 8)
+    network = GrowingNetwork(model, ["layer"], x)
+    with network.measure():
+        for _ in range(2):
+            model(x).sum().backward()
+        model.layer(model.layer(x))
+        with pytest.raises(ValueError, match=r"slot 'layer' ran once in the example, but runs more than"):
+            model(x, depth=2)
+        model(x)
+    assert not model._forward_hooks
 
 
 # ------------------------------------------------------------------------------------------- caches
@@ -138,8 +197,8 @@ def test_the_call_is_forgotten_when_it_ends_and_leaves_nothing_behind() -> None:
     host.example |= {"attention_mask": torch.ones(2, 7, dtype=torch.int64)}
     network = grown(host, "bert.encoder.layer.0", "conv")
     h = torch.randn(2, 7, 16)
-    with pytest.raises(ValueError, match="too many values to unpack"):
-        host.model(**host.example | {"input_ids": h})
+    with torch.no_grad():
+        host.model(**host.example)
     assert network.slots[0].call.positions_to_mix(h, network.slots[0].padding) is None
     network.remove()
     assert not host.model._forward_pre_hooks

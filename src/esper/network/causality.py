@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from esper.network.example import Input, Key, Samples, Trace, apart, disturbed
@@ -29,22 +31,31 @@ from esper.network.host_call import Padding
 Verdict = Literal["causal", "partly", "ahead", "alone"]
 
 
+@dataclass(eq=False)
 class _Stream:
-    """Traces with other values in a part of one stream.
+    """Other values in a part of one stream, and what comes of it.
 
     Args:
         length: Number of positions.
         other: Runs the example with other values in a part of the positions, and with other inputs besides.
         cuts: The first positions of the parts at the end that are looked at.
+        besides: The other inputs.
     """
 
-    def __init__(self, length: int, other: Callable[[slice, Mapping[int, Tensor]], Trace], cuts: Iterable[int]) -> None:
-        self.length = length
-        self.other = other
-        self.last: dict[int, Trace] = {cut: other(slice(cut - length, None), {}) for cut in sorted(set(cuts))}
+    length: int
+    other: Callable[[slice, Mapping[int, Tensor]], Trace]
+    cuts: Iterable[int]
+    besides: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def last(self) -> dict[int, Trace]:
         """By a position: the trace with all positions from there on disturbed."""
-        self.first: Trace = other(slice(1), {})
+        return {cut: self.other(slice(cut - self.length, None), self.besides) for cut in sorted(set(self.cuts))}
+
+    @cached_property
+    def first(self) -> Trace:
         """The trace with position 0 disturbed."""
+        return self.other(slice(1), self.besides)
 
     def before(self, cut: int, positions: int) -> slice:
         """The positions of a tensor that are surely before ``cut`` in the stream.
@@ -67,6 +78,8 @@ class Streams:
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
+        self._plain = samples.plain
+        self._masks = [i for i in samples.example.inputs if "mask" in i.name and i.tensor.dim() == 2]
 
     def is_causal(self, slot: str, place: Key, positions_dim: int) -> bool:
         """Whether a sequence slot must not look ahead.
@@ -94,7 +107,19 @@ class Streams:
 
     @cached_property
     def _streams(self) -> list[_Stream]:
-        return [*self._input_streams(), *self._embedding_streams()]
+        """All streams, with no padding in the example: what is masked could not be seen by anybody."""
+        streams = [*self._input_streams(), *self._embedding_streams()]
+        kept = {}
+        for mask in self._masks:
+            values = (self._value_of_padding(mask, [s], self._tensors_along(s.length, s.length)) for s in streams)
+            padding = next((value for value in values if value is not None), None)
+            if padding is not None:
+                kept[mask.index] = torch.full_like(mask.tensor, not padding)
+        if kept:
+            self._plain = self.samples.example.trace(kept)
+        for stream in streams:
+            stream.besides = kept
+        return streams
 
     def _input_streams(self) -> Iterator[_Stream]:
         """Every dimension of an input that does not hold the samples; of images also all of them in a row."""
@@ -171,7 +196,7 @@ class Streams:
 
     def _changes(self, key: Key, trace: Trace, plain: Trace | None = None) -> tuple[Tensor, ...]:
         """Where a tensor differs; empty if it cannot be compared."""
-        before = (self.samples.plain if plain is None else plain).get(key)
+        before = (self._plain if plain is None else plain).get(key)
         comparable = before is not None and key in trace and trace[key].shape == before.shape
         return before.changes(trace[key]) if before is not None and comparable else ()
 
@@ -195,31 +220,42 @@ class Streams:
     # ------------------------------------------------------------------------------------- padding
 
     def padding(self, place: Key, positions_dim: int) -> Padding | None:
-        """The mask that says which positions of a slot are padding, if the model takes one.
-
-        It is one that decides whether the others see the first position: where it holds one value, they change with
-        what stands there, where it holds the other, which marks padding, they do not.
-        """
+        """The mask that says which positions of a slot are padding, if the model takes one."""
         length = self.samples.plain[place].shape[positions_dim]
         streams = [s for s in self._streams if s.length == length and self._depends(place, s)]
-        for i in self.samples.example.inputs:
-            sizes = sorted((self.samples.example.samples, length))
-            if "mask" not in i.name or sorted(i.tensor.shape) != sizes or not i.tensor.isfinite().all() or not streams:
-                continue
-            seen = [self._sees_the_first(i, value, streams, place, positions_dim) for value in (False, True)]
-            if seen[0] != seen[1]:
-                return Padding(i.name, value=bool(seen.index(False)))
+        tensors = {place: [positions_dim]} | self._tensors_along(length, length)
+        for mask in self._masks if streams else []:
+            value = self._value_of_padding(mask, streams, tensors)
+            if value is not None:
+                return Padding(mask.name, value)
         return None
 
-    def _sees_the_first(
-        self, mask: Input, value: bool, streams: Sequence[_Stream], place: Key, positions_dim: int
+    def _value_of_padding(
+        self, mask: Input, streams: Sequence[_Stream], tensors: Mapping[Key, Sequence[int]]
+    ) -> bool | None:
+        """What a mask holds at padding; ``None`` if it is another kind of mask, or that of other positions.
+
+        Where it holds that at the first position alone, nothing else changes with what stands there; where it holds it
+        nowhere, something does.
+        """
+        shape, samples = tuple(mask.tensor.shape), self.samples.example.samples
+        dim = next((d for d in (1, 0) if shape[d] == streams[0].length and shape[1 - d] == samples), None)
+        if dim is None or not mask.tensor.isfinite().all():
+            return None
+        for value in (False, True):
+            nowhere = torch.full_like(mask.tensor, not value)
+            at_first = nowhere.clone()
+            at_first.select(dim, 0).fill_(value)
+            seen = [self._first_is_seen(streams, tensors, mask, changed) for changed in (nowhere, at_first)]
+            if seen == [True, False]:
+                return value
+        return None
+
+    def _first_is_seen(
+        self, streams: Sequence[_Stream], tensors: Mapping[Key, Sequence[int]], mask: Input, changed: Tensor
     ) -> bool:
-        """Whether other positions change with the first, where a mask has ``value`` there."""
-        length = self.samples.plain[place].shape[positions_dim]
-        changed = mask.tensor.clone()
-        changed.select(1 if changed.shape[1] == length else 0, 0).fill_(value)
+        """Whether, with another mask, later positions of some tensor change with the first of a stream."""
         plain = self.samples.example.trace({mask.index: changed})
-        tensors = {place: [positions_dim]} | self._tensors_along(length, length)
         return any(
             self._any_changes(tensors, s.other(slice(1), {mask.index: changed}), s.after_the_first, plain)
             for s in streams

@@ -411,7 +411,8 @@ class GrowingNetwork:
         """Record activation and gradient statistics of the batch inside; ``measure(False)`` does nothing.
 
         The block holds the forward and the backward pass (and may hold the optimizer's step), but not the next
-        ``zero_grad``: the gradients are read at its end. With several batches inside, the last one counts.
+        ``zero_grad``: the gradients are read at its end. With several batches inside, the last one counts. A slot that
+        runs more than once in a forward pass, other than in the example, is an error.
         """
         if not on:
             yield
@@ -419,7 +420,8 @@ class GrowingNetwork:
         for slot in self.slots:
             slot.measure(True)
         try:
-            yield
+            with self._call.counting_runs(self.model):
+                yield
         finally:
             for slot in self.slots:
                 slot.measure(False)

@@ -7,10 +7,12 @@ position at a time and finds the others in a cache of its own. Both are seen in 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -49,6 +51,8 @@ class HostCall:
         self._caches: list[str] = []
         self._masks: dict[str, Tensor] = {}
         self._cached = False
+        self._ran: set[str] | None = None
+        """The slots that have run in the present call, if anybody counts."""
         self._encoders: list[nn.TransformerEncoder] = []
         self._handles: list[RemovableHandle] = []
 
@@ -59,7 +63,7 @@ class HostCall:
         if self._wanted or self._caches:
             self._handles = [
                 model.register_forward_pre_hook(self._enter, with_kwargs=True),
-                model.register_forward_hook(self._leave, always_call=True),
+                model.register_forward_hook(self._leave),
             ]
         self._encoders = encoders_around(model, self._slots)
         for encoder in self._encoders:
@@ -79,7 +83,42 @@ class HostCall:
         self._cached = any(_holds_positions(given.get(name)) for name in self._caches)
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._masks, self._cached = {}, False
+        self._cached = False
+        if not torch.is_grad_enabled():  # else activation checkpointing runs slots again in the backward pass
+            self._masks = {}
+
+    @contextmanager
+    def counting_runs(self, model: nn.Module) -> Iterator[None]:
+        """Inside, which is not for compiled code, a slot that runs more than once in a call is an error."""
+
+        def begin(model: nn.Module, args: Any) -> None:
+            self._ran = set()
+
+        def end(model: nn.Module, args: Any, output: Any) -> None:
+            self._ran = None
+
+        handles = [model.register_forward_pre_hook(begin), model.register_forward_hook(end, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def note_run(self, slot: str) -> None:
+        """A slot runs.
+
+        Raises:
+            ValueError: If it has run in this call before.
+        """
+        if self._ran is None:
+            return
+        if slot in self._ran:
+            raise ValueError(
+                f"slot '{slot}' ran once in the example, but runs more than once in this forward pass, so its output "
+                "is not one place in the network; name a submodule that runs once, and give an example_input like the "
+                "inputs in training"
+            )
+        self._ran.add(slot)
 
     def positions_to_mix(self, h: Tensor, padding: Padding | None) -> Bool[Tensor, "N L"] | None:
         """For a seed that mixes the positions of ``h [N, L, C]``: bools ``[N, L]``, false at padding; ``None`` for all.

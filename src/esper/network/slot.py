@@ -241,6 +241,7 @@ class Slot:
             mode = Mode.OFF
         if mode is Mode.OFF and not self._measuring:
             return None
+        self.call.note_run(self.name)
         h = self.port.read(output)
         if h.dim() != len(self.spec.spatial) + 2 or h.shape[self.spec.channel_dim] != self.spec.channels:
             raise ValueError(

@@ -8,19 +8,33 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import esper
 from growing import Loop
+
+
+def other_wrappers_are_refused() -> None:
+    mine = Loop()
+    wrapped = DistributedDataParallel(mine.model)
+    with pytest.raises(ValueError, match="expected the host itself, got it inside DistributedDataParallel"):
+        esper.Growth(wrapped, mine.optimizer, slots=["1"], example_input=mine.x[:2])
+    mine.train(2, net=wrapped)  # as it was before there was Growth, which has wrapped.module
+    with pytest.raises(ValueError, match=r"not trained through growth\.parallel\(\)"):
+        mine.growth.step(mine.evaluate)
+    mine.growth.parallel()
+    with pytest.raises(ValueError, match="was not called in training"):
+        mine.growth.step(mine.evaluate)
 
 
 def main(rank: int, world: int, rendezvous: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    other_wrappers_are_refused()
     loop = Loop("image", policy="random", seed=4, slots=["conv1", "block"])
     torch.manual_seed(100 + rank)  # other batches, and other noise, on every rank
-    with pytest.raises(ValueError, match=r"not trained through growth\.parallel\(\)"):
-        loop.growth.step(loop.evaluate)
     net = loop.growth.parallel()
     full, target = loop.x, loop.y
     seeds = 0

@@ -218,7 +218,7 @@ class Growth:
         is carried out, such as running out of memory.
         """
         self._check_in_use()
-        ranks.check_wrapped(self._parallel)
+        ranks.check_wrapped(self._parallel, has_trained=self._probe.steps > 0)
         if not callable(evaluate):
             raise ValueError(f"step() takes the function evaluate() -> (loss, score), got {type(evaluate).__name__}")
         train_loss = training_loss(train_loss)

@@ -21,18 +21,30 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def check_wrapped(parallel: nn.Module | None) -> None:
+def check_wrapped(parallel: GrowingParallel | None, *, has_trained: bool) -> None:
     """Raise ValueError where several processes train, and not through :class:`GrowingParallel`.
 
     A ``DistributedDataParallel`` of one's own was made before there were seeds: their gradients would stay apart, and
-    the ranks with them.
+    the ranks with them. So would all gradients if the host itself was called.
+
+    Args:
+        parallel: What was made of the network, if anything.
+        has_trained: Whether the optimizer has made a step since the last check.
     """
-    if world_size() > 1 and parallel is None:
+    if world_size() == 1:
+        return
+    if parallel is None:
         raise ValueError(
             f"torch.distributed runs {world_size()} processes, but the network is not trained through "
             "growth.parallel(): the seeds' gradients would not be averaged and the ranks would part. Give Growth the "
             "module without DistributedDataParallel, and train what growth.parallel() returns"
         )
+    if has_trained and not parallel.has_trained:
+        raise ValueError(
+            "the optimizer has made steps, but what growth.parallel() returned was not called in training: gradients "
+            "were not averaged and the ranks have parted. Call that in the training loop, not the model inside it"
+        )
+    parallel.has_trained = False
 
 
 def gather(value: T) -> list[T]:
@@ -84,6 +96,8 @@ class GrowingParallel(nn.Module):
 
     def __init__(self, network: GrowingNetwork, options: dict[str, Any]) -> None:
         super().__init__()
+        self.has_trained = False
+        """Whether it has been called with gradients since this was last set to false."""
         self._network = network
         self._options = options
         network.leave_gradients()
@@ -98,4 +112,5 @@ class GrowingParallel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the host answers."""
+        self.has_trained |= torch.is_grad_enabled()
         return self.inner(*args, **kwargs)

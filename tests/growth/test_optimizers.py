@@ -144,9 +144,6 @@ def test_a_seed_is_trained_as_one_that_was_added_by_hand(name: str) -> None:
     twin = ByHand(alone, loop.growth.network.slots[0].seed)
     own = make(list(twin.host.parameters()))
     own.load_state_dict(optimizer.state_dict())
-    if "Adagrad" in name:  # Adagrad has no state for what add_param_group adds
-        added = make(list(twin.seed.parameters()))
-        own.state.update(added.state)
     own.add_param_group({"params": list(twin.seed.parameters())})
     for _ in range(3):
         twin.train_isolated(own, loop.x, loop.y)
@@ -156,6 +153,15 @@ def test_a_seed_is_trained_as_one_that_was_added_by_hand(name: str) -> None:
         twin.train_blended(own, loop.x, loop.y)
     loop.train(3)
     assert_same_weights(loop, twin)
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_seed_may_be_there_before_the_optimizers_first_step(name: str) -> None:
+    loop = looping(WORKING[name], germinate("mlp"), advance())
+    loop.growth.step(loop.evaluate)
+    before = [p.detach().clone() for p in loop.growth.network.seed_parameters()]
+    loop.epochs(2)
+    assert any(not torch.equal(a, b) for a, b in zip(before, loop.growth.network.seed_parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", WORKING)

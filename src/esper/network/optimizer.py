@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adagrad, Optimizer
+from torch.optim import SGD, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 ParamGroup = Callable[[str, nn.Parameter, str], int]
@@ -211,18 +211,12 @@ def _insert(optimizer: Optimizer, group: int, index: int, name: str, parameter: 
 def begin_state(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> None:
     """Make the state of a new parameter where the optimizer will not make it itself in its next step.
 
-    Adagrad makes it when it is built; fused SGD makes momentum for all parameters of a group together. (A momentum of 0
-    is what its first step begins with, where there is no dampening.)
+    Fused SGD makes momentum for all parameters of a group together. A momentum of 0 is what the first step begins with,
+    where there is no dampening.
     """
-    if isinstance(optimizer, Adagrad):
-        settings = {**optimizer.defaults, "fused": group["fused"]}
-        optimizer.state[parameter] = Adagrad([parameter], **settings).state[parameter]
-    elif isinstance(optimizer, SGD) and group["fused"] and _has_momentum(optimizer, group):
+    fused = isinstance(optimizer, SGD) and group["fused"]
+    if fused and any(optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"]):
         optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
-
-
-def _has_momentum(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    return any(optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"])
 
 
 # ------------------------------------------------------------------------------------------- loading

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.network.optimizer import begin_state, join
+from esper.network.optimizer import join
 
 STEPS = 2
 """Steps before parameters join, and after."""
@@ -80,9 +80,6 @@ def _copy_with_stand_ins(optimizer: Optimizer) -> Optimizer:
     own = {k: v for k, v in vars(optimizer).items() if k != "step" and not _are_hooks(k, v)}  # a scheduler wraps step
     copied: Optimizer = object.__new__(type(optimizer))
     copied.__setstate__(copy.deepcopy(own, memo))
-    for group in copied.param_groups:
-        for parameter in group["params"]:
-            begin_state(copied, group, parameter)
     return copied
 
 

@@ -75,11 +75,10 @@ def _let_join(copied: Optimizer, group: int, dims: int, name: str) -> None:
 
 
 def _copy_with_stand_ins(optimizer: Optimizer) -> Optimizer:
-    memo: dict[int, Any] = {id(p): _stand_in(p) for group in optimizer.param_groups for p in group["params"]}
-    memo[id(optimizer.state)] = defaultdict(dict)
-    own = {k: v for k, v in vars(optimizer).items() if k != "step" and not _are_hooks(k, v)}  # a scheduler wraps step
     copied: Optimizer = object.__new__(type(optimizer))
-    copied.__setstate__(copy.deepcopy(own, memo))
+    memo: dict[int, Any] = {id(p): _stand_in(p) for group in optimizer.param_groups for p in group["params"]}
+    memo |= {id(optimizer): copied, id(optimizer.state): defaultdict(dict)}
+    copied.__setstate__(copy.deepcopy({k: v for k, v in vars(optimizer).items() if not _are_hooks(k, v)}, memo))
     return copied
 
 

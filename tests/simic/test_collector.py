@@ -87,12 +87,19 @@ def test_reset_rows_are_in_no_sequence_and_in_no_statistic(tree_world, collected
     assert scaler.scale > 0.1
 
 
-def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum(mode, tree_world, collected) -> None:
+@pytest.mark.parametrize("num_steps", [50, 2])
+def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum(
+    mode, tree_world, random_policy, num_steps: int
+) -> None:
+    """Summed over an episode, however many rollouts it is cut into."""
     envs = tree_world(3, mode)
-    _, rollout, _ = collected(envs, 50, rollouts=1)
+    adapter = EnvironmentAdapter(envs)
+    policy, collector, generator = random_policy(adapter), Collector(envs, adapter, num_steps), torch.Generator()
+    collector.reset(policy, seed=0)
     scaler = RewardScaler([3], GAMMA, torch.device("cpu"))
     assert scaler.scale == pytest.approx(1.0)
-    scaler.observe([rollout])
+    for _ in range(50 // num_steps):
+        scaler.observe([collector.collect(policy, generator, gamma=GAMMA, gae_lambda=LAMBDA)])
     sums = []
     for log in envs.log:
         total = 0.0
@@ -102,7 +109,7 @@ def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum(mode, tree_
                 continue
             total = GAMMA * total + row[3]
             sums.append(total)
-    assert len(sums) == int(rollout["valid"].sum())
+    assert len(sums) == float(scaler.statistics.count)
     assert scaler.scale == pytest.approx(1 / np.std(sums), rel=1e-4)
 
 

@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW
 
 import esper
 from esper.network.seed import plant
-from network.hosts import SPECS, WAIT, advance, fossilize, germinate, host_case, of_host
+from network.hosts import SPECS, WAIT, advance, fossilize, germinate, host_case, of_host, prune, same
 
 ALPHA = 0.7
 PLAN = [germinate("mlp"), advance(target=ALPHA), fossilize(), WAIT]
@@ -215,3 +215,30 @@ def test_growth_is_what_one_would_do_by_hand(optimizer, loop, kind):
     theirs = by_hand.model.host.state_dict()
     for name, value in of_host(net.model.state_dict().items()).items():
         torch.testing.assert_close(value, theirs[name], **tolerance)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_clearing_gradients_on_the_model_is_clearing_them_on_the_optimizer(momentum):
+    """Bit for bit, through isolation, blending and a prune."""
+    plan = [germinate("mlp"), germinate("norm", 1), advance(), prune(1), WAIT, WAIT]
+
+    def run(loop):
+        torch.manual_seed(5)
+        case = host_case("vector", batch=16)
+        net = Net(case.model, lambda p: SGD(p, lr=0.1, momentum=momentum), case.x, torch.arange(16) % 3)
+        growth = esper.Growth(
+            net.model,
+            net.optimizer,
+            slots=case.slots,
+            example_input=case.x[:2],
+            policy=lambda run: plan[run.decision],
+            contributions=False,
+        )
+        for _ in range(5):
+            for _ in range(3):
+                loop(net)
+            growth.step(lambda: (0.5, 0.5))
+        assert growth.network.added_params > 0
+        return dict(net.model.state_dict())
+
+    assert same(run(cleared_on_the_model), run(plain))

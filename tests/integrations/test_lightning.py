@@ -132,3 +132,28 @@ def test_clipping_in_lightnings_closure_does_not_feel_an_isolated_seed():
         trainer.fit(module, loader())
         hosts.append(of_host(module.model.state_dict().items()))
     assert same(*hosts)
+
+
+@pytest.mark.parametrize(
+    "averaging",
+    [
+        lambda: lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.5),
+        lambda: lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
+    ],
+    ids=["EMA", "SWA"],
+)
+def test_averages_that_other_callbacks_keep_grow_along(averaging):
+    plan = [germinate("mlp"), advance(), *[WAIT] * 9]
+    growing, module = callback(plan), Module()
+    trainer = make_trainer(growing, averaging(), max_epochs=5, enable_checkpointing=False)
+    trainer.fit(module, loader())
+    network = growing.growth.network
+    assert network.slots[0].alpha == 1
+    (follower,) = growing.growth._followers
+    ((_, twin), _) = follower._pairs
+    assert twin.alpha == 1
+    seeds = zip(twin.seed.parameters(), network.slots[0].seed.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in seeds), "at the end the network has become its average"
+    loss, _ = evaluate(module)
+    alone, _ = evaluate(Module())
+    assert loss < alone

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from esper.growth import Growth
 from esper.growth.saving import acting_slots, attach, network_as_evaluated
@@ -18,7 +19,8 @@ class GrowthCallback(lightning.Callback):
 
     The growth is saved in Lightning's checkpoints: ``trainer.fit(..., ckpt_path=...)`` goes on with it, and
     ``trainer.test(..., ckpt_path="best")`` (likewise ``validate`` and ``predict``) tests the network of the checkpoint,
-    its seeds included, in a new process as well if the trainer has this callback there.
+    its seeds included, in a new process as well if the trainer has this callback there. Averages of weights that other
+    callbacks keep (``EMAWeightAveraging``, ``StochasticWeightAveraging``) grow along.
 
     Args:
         evaluate: Called with the ``LightningModule``; returns (loss, score) on validation data, the score at most 1, or
@@ -101,6 +103,10 @@ class GrowthCallback(lightning.Callback):
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         host = pl_module.get_submodule(self.host)
         self._growing = Growth(host, trainer.optimizers[0], **{"horizon": epochs} | self.options)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for held in vars(callback).values():
+                if isinstance(held, AveragedModel | type(pl_module)) and held is not pl_module:
+                    self._growing.follow(held)
         if self._loaded is not None:
             self.growth.load_state_dict(self._loaded)
             self._loaded = None

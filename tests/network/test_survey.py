@@ -415,6 +415,19 @@ def test_one_sample_is_doubled_and_a_model_that_takes_one_only_is_named() -> Non
         slots_of(OneOnly(), ["body"], torch.randn(2, 4))
 
 
+def test_a_mask_that_all_samples_share_may_come_first() -> None:
+    class MaskFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, hidden: Tensor, x: Tensor) -> Tensor:
+            return self.body(x, src_mask=hidden)
+
+    example = (torch.ones(6, 6).triu(1).bool(), torch.randn(3, 6, 8))
+    assert slots_of(MaskFirst(), ["body"], example)[0].spec == SlotSpec("sequence", 8, (6,), causal=True)
+
+
 def test_a_slot_whose_samples_depend_on_each_other_is_refused() -> None:
     class Centred(nn.Module):
         def __init__(self) -> None:

@@ -138,9 +138,9 @@ class Example:
     def __init__(self, model: nn.Module, example_input: Any, samples_dim: int = 0) -> None:
         self.model = model
         self.samples_dim = samples_dim
-        kwargs = dict(example_input) if isinstance(example_input, Mapping) else {}
+        named = isinstance(example_input, Mapping)
         args = tuple(example_input) if isinstance(example_input, tuple | list) else (example_input,)
-        leaves, self._tree = pytree.tree_flatten_with_path(((), kwargs) if kwargs else (args, {}))
+        leaves, self._tree = pytree.tree_flatten_with_path(((), dict(example_input)) if named else (args, {}))
         self._leaves = [leaf for _, leaf in leaves]
         parameters = list(inspect.signature(model.forward).parameters)
         self._names = [_argument(path, parameters) for path, _ in leaves]
@@ -151,10 +151,11 @@ class Example:
         self._double_a_single_sample()
 
     def _double_a_single_sample(self) -> None:
-        tensors = [i.tensor for i in self.inputs if i.tensor.dim() > self.samples_dim]
-        if not tensors:
+        inputs = [i for i in self.inputs if i.tensor.dim() > self.samples_dim]
+        if not inputs:
             return
-        self.samples = tensors[0].shape[self.samples_dim]
+        first = next((i for i in inputs if i.can_be_disturbed), inputs[0])  # a mask may be shared by all samples
+        self.samples = first.tensor.shape[self.samples_dim]
         if self.samples == 1:
             self.samples, self.doubled = 2, True
             for i in self.inputs:

@@ -95,7 +95,7 @@ class GrowingNetwork:
         blueprints: The blueprints that may be germinated.
         seed: Decides the initial weights of the seeds, together with the slot and the number of seeds it had before.
             Global random states are neither used nor moved.
-        causal: Whether sequence slots must not look ahead; ``None`` finds out by disturbing the last input position.
+        causal: Whether sequence slots must not look ahead; ``None`` finds out (:mod:`esper.network.causality`).
 
     Raises:
         ValueError: For slots that do not exist, do not run or hold no tensor; a model that grows already; a negative

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,3 +243,11 @@ def test_clearing_gradients_on_the_model_is_clearing_them_on_the_optimizer(momen
         return dict(net.model.state_dict())
 
     assert same(run(cleared_on_the_model), run(plain))
+
+
+def test_the_page_shows_this_table():
+    page = Path(__file__).parents[2] / "docs" / "grow_your_own_model.md"
+    rows = [f"| {name} |{' yes |' * len(SPECS)}" for name in LOOPS]
+    table = "\n".join(["| | vectors | sequences | causal sequences | images |", "|---|---|---|---|---|", *rows, ""])
+    assert list(SPECS) == ["vector", "sequence", "causal", "image"]
+    assert table in page.read_text(encoding="utf-8"), f"write there:\n{table}"

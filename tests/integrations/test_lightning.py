@@ -157,3 +157,14 @@ def test_averages_that_other_callbacks_keep_grow_along(averaging):
     loss, _ = evaluate(module)
     alone, _ = evaluate(Module())
     assert loss < alone
+
+
+def test_a_checkpoint_of_an_average_is_tested_as_the_average(tmp_path):
+    """Seeds included: what Lightning validated, and saved, are averaged weights."""
+    plan, module = [germinate("mlp"), advance(target=0.7), *[WAIT] * 9], Module()
+    averaging = lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.9)
+    saving = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    make_trainer(callback(plan), averaging, saving, max_epochs=4).fit(module, loader(), loader())
+    fresh = Module()
+    make_trainer(callback(plan)).test(fresh, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert torch.equal(fresh.answers["test"], module.answers[3])

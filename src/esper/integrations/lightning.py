@@ -73,12 +73,14 @@ class GrowthCallback(lightning.Callback):
         saved = checkpoint["callbacks"].get(self.state_key)
         if saved is None:
             return
-        weights = {name: value for name, value in checkpoint["state_dict"].items() if not is_of_seed(name)}
+        saved_weights = checkpoint["state_dict"]
+        weights = {name: value for name, value in saved_weights.items() if not is_of_seed(name)}
         if stage != "fit":
-            host = module.get_submodule(self.host)
-            self._become(host, network_as_evaluated(saved))
-            prefix = f"{self.host}." if self.host else ""
-            weights |= {prefix + name: value for name, value in host.state_dict().items() if is_of_seed(name)}
+            self._become(module.get_submodule(self.host), network_as_evaluated(saved))
+            ours = {name: value for name, value in module.state_dict().items() if is_of_seed(name)}
+            # another callback may have put averages in; a seed that the last decision took out has none in there
+            averaged = {name: saved_weights[name] for name, _ in module.named_parameters() if name in saved_weights}
+            weights |= ours | {name: value for name, value in averaged.items() if name in ours}
         checkpoint["state_dict"] = weights
 
     def _become(self, host: torch.nn.Module, state: dict[str, Any]) -> None:

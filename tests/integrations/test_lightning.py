@@ -64,10 +64,10 @@ def make_trainer(*callbacks, **options):
     return lightning.Trainer(accelerator="cpu", callbacks=list(callbacks), num_sanity_val_steps=0, **quiet, **options)
 
 
-def fit(epochs, path, ckpt_path=None, **options):
+def fit(epochs, path, *others, ckpt_path=None, **options):
     growing = callback()
     saving = lightning.pytorch.callbacks.ModelCheckpoint(path, save_last=True, **options)
-    make_trainer(growing, saving, max_epochs=epochs).fit(Module(), loader(), loader(), ckpt_path=ckpt_path)
+    make_trainer(growing, *others, saving, max_epochs=epochs).fit(Module(), loader(), loader(), ckpt_path=ckpt_path)
     return growing.growth
 
 
@@ -168,3 +168,16 @@ def test_a_checkpoint_of_an_average_is_tested_as_the_average(tmp_path):
     fresh = Module()
     make_trainer(callback(plan)).test(fresh, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
     assert torch.equal(fresh.answers["test"], module.answers[3])
+
+
+def test_a_fit_with_an_average_resumes_bit_for_bit(tmp_path):
+    """At its end the model becomes its average, seeds included."""
+
+    def run(epochs, name, ckpt_path=None):
+        averaging = lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.9)
+        growth = fit(epochs, tmp_path / name, averaging, ckpt_path=ckpt_path, save_on_train_epoch_end=True)
+        return dict(growth.model.state_dict())
+
+    straight = run(5, "straight")
+    run(3, "stopped")
+    assert same(run(5, "resumed", tmp_path / "stopped" / "last.ckpt"), straight)

@@ -37,6 +37,7 @@ class GrowthCallback(lightning.Callback):
         self.options = options
         self._growing: Growth | None = None
         self._loaded: dict[str, Any] | None = None
+        self._averaged_seeds: dict[str, torch.Tensor] = {}
 
     @property
     def growth(self) -> Growth:
@@ -74,14 +75,17 @@ class GrowthCallback(lightning.Callback):
         if saved is None:
             return
         saved_weights = checkpoint["state_dict"]
-        weights = {name: value for name, value in saved_weights.items() if not is_of_seed(name)}
-        if stage != "fit":
-            self._become(module.get_submodule(self.host), network_as_evaluated(saved))
-            ours = {name: value for name, value in module.state_dict().items() if is_of_seed(name)}
-            # another callback may have put averages in; a seed that the last decision took out has none in there
-            averaged = {name: saved_weights[name] for name, _ in module.named_parameters() if name in saved_weights}
-            weights |= ours | {name: value for name, value in averaged.items() if name in ours}
-        checkpoint["state_dict"] = weights
+        checkpoint["state_dict"] = weights = _of_host(saved_weights)
+        if stage == "fit":
+            if "current_model_state" in checkpoint:  # WeightAveraging has put the average into "state_dict"
+                self._averaged_seeds = {name: value for name, value in saved_weights.items() if is_of_seed(name)}
+                checkpoint["current_model_state"] = _of_host(checkpoint["current_model_state"])
+            return
+        self._become(module.get_submodule(self.host), network_as_evaluated(saved))
+        ours = {name: value for name, value in module.state_dict().items() if is_of_seed(name)}
+        # another callback may have put averages in; a seed that the last decision took out has none in there
+        averaged = {name: saved_weights[name] for name, _ in module.named_parameters() if name in saved_weights}
+        weights |= ours | {name: value for name, value in averaged.items() if name in ours}
 
     def _become(self, host: torch.nn.Module, state: dict[str, Any]) -> None:
         """Give the host the seeds of this state; in a new process there is no growth that could do so."""
@@ -105,13 +109,23 @@ class GrowthCallback(lightning.Callback):
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         host = pl_module.get_submodule(self.host)
         self._growing = Growth(host, trainer.optimizers[0], **{"horizon": epochs} | self.options)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for held in vars(callback).values():
-                if isinstance(held, AveragedModel | type(pl_module)) and held is not pl_module:
-                    self._growing.follow(held)
+        averages = [
+            held
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            for held in vars(callback).values()
+            if isinstance(held, AveragedModel | type(pl_module)) and held is not pl_module
+        ]
+        for averaged in averages:
+            self._growing.follow(averaged)
         if self._loaded is not None:
             self.growth.load_state_dict(self._loaded)
             self._loaded = None
+        if self._averaged_seeds:
+            for averaged in averages:
+                averaged.load_state_dict(
+                    {f"module.{name}": value for name, value in self._averaged_seeds.items()}, strict=False
+                )
+            self._averaged_seeds = {}
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """One step of growth."""
@@ -125,3 +139,7 @@ class GrowthCallback(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until ``fit`` has built the optimizer."""
         self._loaded = state_dict
+
+
+def _of_host(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if not is_of_seed(name)}

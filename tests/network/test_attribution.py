@@ -1,15 +1,22 @@
-"""Contribution: the score with a seed less the score without it."""
+"""Contribution: what a seed takes off the loss, in points of score."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from esper.network.attribution import contributions
+from esper.network.attribution import contributions, gain
 from esper.network.growing_network import GrowingNetwork
 from esper.network.slot import Mode
 from network.hosts import WAIT, advance, fossilize, germinate, prune
+
+
+def by_score(score: float) -> tuple[float, float]:
+    """An evaluation by which contributions are differences of the score."""
+    return 1 - score, score
 
 
 class Bench:
@@ -30,7 +37,7 @@ class Bench:
     def evaluate(self) -> tuple[float, float]:
         self.calls += 1
         assert not torch.is_grad_enabled()
-        return 1.0, self.model.eval()(torch.zeros(1, 4)).mean().item()
+        return by_score(self.model.eval()(torch.zeros(1, 4)).mean().item())
 
     def evaluate_now(self) -> float:
         with torch.no_grad():
@@ -52,7 +59,7 @@ def test_a_seed_in_training_is_measured_as_if_blended_at_alpha_1() -> None:
     bench.grow(1)
     assert bench.contributions() == {1: pytest.approx(0.2)}
     assert bench.calls == 2
-    assert bench.contributions(baseline=(1.0, 0.0)) == {1: pytest.approx(0.2)}
+    assert bench.contributions(baseline=by_score(0.0)) == {1: pytest.approx(0.2)}
     assert bench.calls == 1
 
 
@@ -60,7 +67,7 @@ def test_a_seed_in_mid_blend_is_measured_at_its_target() -> None:
     bench = Bench()
     bench.grow(1)
     bench.network.step(advance(1, "standard", 0.5))
-    baseline = (1.0, bench.evaluate_now())
+    baseline = by_score(bench.evaluate_now())
     assert bench.contributions(baseline) == {1: pytest.approx(0.1)}
     assert bench.calls == 2
 
@@ -73,7 +80,7 @@ def test_a_seed_on_probation_needs_one_evaluation_beside_the_baseline() -> None:
     bench.network.step(advance(1))
     score = bench.evaluate_now()
     assert score == pytest.approx(0.27)
-    assert bench.contributions(baseline=(1.0, score)) == {0: pytest.approx(0.07), 1: pytest.approx(0.2)}
+    assert bench.contributions(baseline=by_score(score)) == {0: pytest.approx(0.07), 1: pytest.approx(0.2)}
     assert bench.calls == 2
     assert bench.evaluate_now() == score, "measuring has changed the network"
 
@@ -113,21 +120,14 @@ def test_the_books_keep_the_latest_two_and_their_age() -> None:
     assert books() == (None, None, None)
 
 
-def test_a_score_that_is_not_finite_counts_as_the_worst() -> None:
+def test_a_seed_that_breaks_the_network_takes_all_points() -> None:
     bench = Bench()
     bench.grow(1)
     seed = bench.network.slots[1].seed
     assert seed is not None
     with torch.no_grad():
         seed.blueprint.out.bias.fill_(float("nan"))
-    assert contributions(bench.network, bench.evaluate, (1.0, 0.6)) == {1: pytest.approx(-0.6)}
-
-
-@pytest.mark.parametrize("as_is", [-2.0, 0.6])
-def test_no_score_is_worse_than_one_that_is_not_finite(as_is: float) -> None:
-    bench = Bench()
-    bench.grow(0)
-    assert contributions(bench.network, lambda: (1.0, float("nan")), (1.0, as_is))[0] == min(0.0, -as_is)
+    assert contributions(bench.network, bench.evaluate, (0.4, 0.6)) == {1: -1.0}
 
 
 def test_an_evaluation_that_fails_leaves_the_seed_as_it_was() -> None:
@@ -137,3 +137,41 @@ def test_an_evaluation_that_fails_leaves_the_seed_as_it_was() -> None:
         contributions(bench.network, lambda: (1.0, 1 / 0))
     assert bench.network.slot_readings()[0].contribution is None
     assert bench.network.slots[0]._mode is Mode.ISOLATED
+
+
+# ---------------------------------------------------------------------- loss, in points of score
+
+LOSS, SCORE = st.floats(1e-3, 1e3), st.floats(-5, 1)
+
+
+@given(before=LOSS, after=LOSS, scale=LOSS)
+def test_where_the_score_is_a_linear_function_of_the_loss_a_gain_is_the_difference_of_scores(
+    before: float, after: float, scale: float
+) -> None:
+    scores = [1 - loss / scale for loss in (after, before)]
+    assert gain((after, scores[0]), (before, scores[1])) == pytest.approx(scores[0] - scores[1], rel=1e-6, abs=1e-9)
+
+
+@given(a=st.tuples(LOSS, SCORE), b=st.tuples(LOSS, SCORE), unit=LOSS)
+def test_a_gain_knows_no_unit_of_the_loss_and_is_a_loss_the_other_way(
+    a: tuple[float, float], b: tuple[float, float], unit: float
+) -> None:
+    assert gain(a, b) == -gain(b, a)
+    assert gain((unit * a[0], a[1]), (unit * b[0], b[1])) == pytest.approx(gain(a, b), rel=1e-6, abs=1e-9)
+
+
+def test_a_loss_tells_what_a_score_does_not_show() -> None:
+    assert gain((1.8, 0.5), (2.0, 0.5)) == pytest.approx(0.05)
+    assert gain((1.8, 0.5), (1.8, 0.6)) == 0.0
+
+
+@pytest.mark.parametrize("broken", [(float("nan"), 0.9), (0.1, float("nan")), (float("inf"), 0.0)])
+def test_no_network_is_worse_than_one_that_is_not_finite(broken: tuple[float, float]) -> None:
+    assert gain(broken, (5.0, 0.1)) == -1.0
+    assert gain(broken, broken) == 0.0
+    assert gain((0.0, 1.0), (0.0, 1.0)) == 0.0
+
+
+def test_a_loss_below_0_has_no_shares() -> None:
+    with pytest.raises(ValueError, match=r"a loss of 0 or more, got the loss -3\.0; measure them by a function"):
+        gain((-3.0, 0.5), (-2.0, 0.4))

@@ -1,4 +1,4 @@
-"""What a seed contributes: the score with it less the score without it, measured on the very same network."""
+"""What a seed contributes, measured on the very same network with and without it: in loss, told in points of score."""
 
 from __future__ import annotations
 
@@ -11,13 +11,54 @@ import torch
 from esper.lifecycle import ACTIVE_STAGES, Stage
 from esper.network.growing_network import GrowingNetwork
 
-Evaluate = Callable[[], tuple[float, float]]
-"""Evaluates the host as it is now on held-out data: (loss, score); the score is better the higher, at most 1."""
+Evaluation = tuple[float, float]
+"""(loss, score) on held-out data: the loss 0 or more, the score better the higher, at most 1."""
+
+Evaluate = Callable[[], Evaluation]
+"""Evaluates the host as it is now on held-out data."""
+
+
+def gain(after: Evaluation, before: Evaluation) -> float:
+    """What a change of a network is worth in points of score, told by its loss L.
+
+    Of the points that the score s of the worse network misses, it is the share by which the loss differs:
+
+        gain = (1 − s_before) · (1 − L_after / L_before)      where the loss falls
+        gain = −(1 − s_after) · (1 − L_before / L_after)      where it rises
+
+    A score counts samples that tip over, a loss also those that only move: of a young seed an accuracy on some hundred
+    samples tells nothing, the loss on the same samples does. For an R², or any score that is 1 − loss / constant, this
+    *is* the difference of scores; so a function that returns (1 − score, score) measures by the score itself.
+    A network whose loss is not finite is worth nothing: loss infinite, score 0.
+
+    Raises:
+        ValueError: If a loss is below 0, since there are no shares of such a loss.
+
+    Example:
+        >>> round(gain((0.5, 0.9), (1.0, 0.7)), 6), round(gain((1.0, 0.7), (0.5, 0.9)), 6)
+        (0.15, -0.15)
+    """
+    after, before = _worth(after), _worth(before)
+    if after[0] == before[0]:
+        return 0.0
+    (large, score), (small, _) = sorted([after, before], reverse=True)
+    size = (1 - score) * (1 - small / large)
+    return size if after[0] < before[0] else -size
+
+
+def _worth(evaluation: Evaluation) -> Evaluation:
+    loss, score = evaluation
+    if loss < 0:
+        raise ValueError(
+            f"contributions are shares of a loss of 0 or more, got the loss {loss}; measure them by a function that "
+            "returns one, such as Growth(..., contributions=lambda: (1 - score(), score())), or contributions=False"
+        )
+    return (loss, score) if math.isfinite(loss) and math.isfinite(score) else (math.inf, 0.0)
 
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """A question about a network: what would its score be if one seed acted otherwise?
+    """A question about a network: how good would it be if one seed acted otherwise?
 
     Args:
         slot: Index of the slot.
@@ -33,13 +74,13 @@ def contributions(
 ) -> dict[int, float]:
     """Measure every seed that is undecided, by slot index, and enter the results into the slots' state.
 
-    - TRAINING: score as if blended in at alpha 1, less the score as it is.
-    - BLENDING and HOLDING: score at the alpha target, less the score with the seed switched off.
+    - TRAINING: the :func:`gain` of the network as if the seed were blended in at alpha 1 over the network as it is.
+    - BLENDING and HOLDING: the gain of the network at the alpha target over that with the seed switched off.
     - A seed that is being pruned is not measured any more.
 
     ``evaluate`` runs once a seed (twice for one in mid-blend), without gradients, and must put the host into evaluation
-    mode itself. A score that is not finite counts as the worst: 0, or the lowest of the others, if that is below. In a
-    host with BatchNorm the running statistics are those of the network as it is, also where a seed is switched off.
+    mode itself. In a host with BatchNorm the running statistics are those of the network as it is, also where a seed is
+    switched off.
 
     Args:
         network: The growing network.
@@ -47,12 +88,12 @@ def contributions(
         baseline: What ``evaluate`` returns for the network as it is, where the caller has it already.
 
     Returns:
-        Contribution by slot index, as a difference of scores.
+        Contribution by slot index, in points of score (0.01 is one point).
     """
     questions = counterfactuals(network)
     if not questions:
         return {}
-    as_is = _score(evaluate if baseline is None else lambda: baseline)
+    as_is = _evaluated(evaluate) if baseline is None else baseline
     return enter_contributions(network, as_is, {question: _ask(network, question, evaluate) for question in questions})
 
 
@@ -72,37 +113,34 @@ def counterfactuals(network: GrowingNetwork) -> list[Counterfactual]:
 
 
 def enter_contributions(
-    network: GrowingNetwork, as_is: float, answers: Mapping[Counterfactual, float]
+    network: GrowingNetwork, as_is: Evaluation, answers: Mapping[Counterfactual, Evaluation]
 ) -> dict[int, float]:
-    """Enter the contributions that follow from the scores into the slots' state.
+    """Enter the contributions that follow from the evaluations into the slots' state.
 
     Args:
         network: The growing network, unchanged since :func:`counterfactuals`.
-        as_is: Its score.
-        answers: The score in each counterfactual.
+        as_is: Its evaluation.
+        answers: The evaluation in each counterfactual.
 
     Returns:
-        Contribution by slot index, as a difference of scores.
+        Contribution by slot index, in points of score (0.01 is one point).
     """
-    worst = min([0.0, *(score for score in (as_is, *answers.values()) if math.isfinite(score))])
-    as_is = as_is if math.isfinite(as_is) else worst
-    scores = {(q.slot, q.alpha is not None): s if math.isfinite(s) else worst for q, s in answers.items()}
     found = {}
     for index in dict.fromkeys(question.slot for question in answers):
-        found[index] = scores.get((index, True), as_is) - scores.get((index, False), as_is)
+        mine = {question.alpha is not None: answers[question] for question in answers if question.slot == index}
+        found[index] = gain(mine.get(True, as_is), mine.get(False, as_is))
         network.slots[index].enter_contribution(found[index])
     return found
 
 
-def _ask(network: GrowingNetwork, question: Counterfactual, evaluate: Evaluate) -> float:
+def _ask(network: GrowingNetwork, question: Counterfactual, evaluate: Evaluate) -> Evaluation:
     if question.alpha is None:
         with network.switched_off(question.slot):
-            return _score(evaluate)
+            return _evaluated(evaluate)
     with network.as_if_blended(question.slot, question.alpha):
-        return _score(evaluate)
+        return _evaluated(evaluate)
 
 
 @torch.no_grad()
-def _score(evaluate: Evaluate) -> float:
-    _, score = evaluate()
-    return score
+def _evaluated(evaluate: Evaluate) -> Evaluation:
+    return evaluate()

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.env.engine.engine import Engine, RowReport
@@ -120,14 +121,18 @@ class StackedEngine(Engine):
         for stack, members in self._by_stack(rows):
             runs = [self.runs[row] for row in members]
             outputs = stack.outputs([View(run) for run in runs], splits.val_x)
-            losses, scores = self.task.loss(outputs, splits.val_y).data, self.task.score(outputs, splits.val_y).data
-            for run, loss, score in zip(runs, losses.tolist(), scores.tolist(), strict=True):
+            for run, (loss, score) in zip(runs, self._evaluations(outputs, splits.val_y), strict=True):
                 run.record(loss, score)
             views = [View(run, question) for run in runs for question in counterfactuals(run.network)]
             if not views:
                 continue
-            as_is = self.task.score(outputs[sample], splits.val_y[sample]).data.tolist()
-            answers = self.task.score(stack.outputs(views, splits.val_x[sample]), splits.val_y[sample]).data.tolist()
-            for run, score in zip(runs, as_is, strict=True):
+            as_is = self._evaluations(outputs[sample], splits.val_y[sample])
+            answers = self._evaluations(stack.outputs(views, splits.val_x[sample]), splits.val_y[sample])
+            for run, evaluation in zip(runs, as_is, strict=True):
                 mine = {v.question: a for v, a in zip(views, answers, strict=True) if v.run is run and v.question}
-                enter_contributions(run.network, score, mine)
+                enter_contributions(run.network, evaluation, mine)
+
+    def _evaluations(self, outputs: Tensor, targets: Tensor) -> list[tuple[float, float]]:
+        """(loss, score) of every row of stacked outputs."""
+        losses, scores = self.task.loss(outputs, targets).data, self.task.score(outputs, targets).data
+        return list(zip(losses.tolist(), scores.tolist(), strict=True))

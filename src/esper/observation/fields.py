@@ -19,7 +19,7 @@ UNKNOWN = -2.0
 """Encodes a value that is not known; known values lie in [-1, 1]."""
 
 CONTRIBUTION_SCALE = 5.0
-"""Contributions are differences of scores, mostly within ±0.2; they are encoded times this."""
+"""Contributions are in points of score, mostly within ±0.2; they are encoded times this."""
 
 Encoded = float | None
 
@@ -234,7 +234,7 @@ SLOT_FIELDS: tuple[Field, ...] = (
     Field("style_multiply", 0, 1, "1 if the seed is blended by multiplying", _is_style(1)),
     Field("style_gate", 0, 1, "1 if the seed is blended through a gate", _is_style(2)),
     Field("seed_params", 0, 1, "log2(1 + seed parameters / host parameters) / 4", _seed_params),
-    Field("contribution", -1, 1, "5 × (score with the seed − score without it)", _contribution),
+    Field("contribution", -1, 1, "5 × what the seed takes off the loss, in points of score", _contribution),
     Field("contribution_change", -1, 1, "10 × change of contribution since the last decision", _contribution_change),
     Field("contribution_net", -1, 1, "5 × (contribution − rent saved by removing the seed)", _contribution_net),
     Field("contribution_age", 0, 1, "decisions since it was measured / horizon", _share_of_horizon("contribution_age")),

@@ -28,7 +28,7 @@ class SlotState:
     decisions_since_germination: int | None = None
     embargo_left: int = 0
     contribution: float | None = None
-    """Score with the seed at its target less score with the seed off (counterfactual)."""
+    """What the seed at its target takes off the loss, in points of score (counterfactual)."""
     contribution_before: float | None = None
     """The contribution measured one decision earlier."""
     contribution_age: int | None = None

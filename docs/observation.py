@@ -5,7 +5,16 @@ python docs/observation.py > docs/observation.md
 
 from collections.abc import Sequence
 
-from esper.observation import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKNOWN, Field
+from esper.observation import (
+    PROSPECT_FIELDS,
+    PROSPECT_SIZE,
+    RUN_FIELDS,
+    RUN_SIZE,
+    SLOT_FIELDS,
+    SLOT_SIZE,
+    UNKNOWN,
+    Field,
+)
 
 PAGE = """# What a controller sees
 
@@ -26,6 +35,13 @@ known number lies in its range; what lies beyond is clipped. A number that is no
 ## About each slot
 
 {slot_table}
+
+## About each prospect
+
+What is known of each of the 13 blueprints in each slot before it is germinated: `prospects`, of shape
+[S, 13, {prospect}]. `ObservationView.prospect(slot, blueprint, name)` reads it.
+
+{prospect_table}
 """
 
 
@@ -37,6 +53,8 @@ def page() -> str:
         unknown=f"{UNKNOWN:g}".replace("-", "−"),
         run_table=table(RUN_FIELDS),
         slot_table=table(SLOT_FIELDS),
+        prospect=PROSPECT_SIZE,
+        prospect_table=table(PROSPECT_FIELDS),
     )
 
 

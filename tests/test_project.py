@@ -35,6 +35,7 @@ RANKS = {
     "observation": 0,
     "files": 0,
     "allocator": 0,
+    "auditions": 0,
     "tasks": 1,
     "network": 1,
     "tamiyo": 1,
@@ -49,7 +50,7 @@ RANKS = {
     "cli": 6,
     "__main__": 7,
 }
-TABLES = {"heads", "lifecycle", "actions", "observation"}
+TABLES = {"heads", "lifecycle", "actions", "auditions", "observation"}
 NEVER = {("simic", "network"), ("simic", "env"), ("network", "tamiyo"), ("network", "simic"), ("env", "simic")}
 
 
@@ -194,7 +195,7 @@ def test_the_front_offers_what_it_names():
     assert set(esper.__all__) <= set(dir(esper))
     for name in esper.__all__:
         assert getattr(esper, name) is not None
-    with pytest.raises(AttributeError, match="it offers Decision, Growth"):
+    with pytest.raises(AttributeError, match="it offers Auditions, Decision, Growth"):
         esper.Grwth  # noqa: B018
 
 

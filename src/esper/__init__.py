@@ -12,6 +12,7 @@ import gymnasium
 
 if TYPE_CHECKING:
     from esper.actions import Decision
+    from esper.auditions import Auditions
     from esper.env.growth_env import GrowthVectorEnv
     from esper.figure import GrowthRecord, growth_figure
     from esper.growth import Growth, grown_model, load_grown
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "Auditions",
     "Decision",
     "Growth",
     "GrowthRecord",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Auditions": "esper.auditions",
     "Decision": "esper.actions",
     "Growth": "esper.growth",
     "GrowthRecord": "esper.figure",

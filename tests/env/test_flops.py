@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from episodes import quick_task
-from esper.env import RewardConfig
+from esper.auditions import Auditions
+from esper.env import GrowthVectorEnv, RewardConfig
 from esper.env.engine.run import ATTRIBUTION_SAMPLES
 from esper.env.episode import NO_VARIANTS
 from esper.env.flops import ComputeMeter, training_flops
@@ -105,3 +106,30 @@ def test_what_was_wasted_before_a_run_is_resumed_is_not_forgotten(make_env):
         observation, rewards, *_ = one.step(actions)
         if decision >= 3:
             assert other.step(actions)[1].tolist() == rewards.tolist()
+
+
+def test_candidates_are_on_the_bill_for_as_long_as_they_train_and_as_wasted(task, episode):
+    alone, auditioning = ComputeMeter(task, episode), ComputeMeter(task, episode)
+    empty = dict.fromkeys(task.slots, ("DORMANT", None))
+    alone.record(empty)
+    auditioning.record(empty, {task.slots[0]: ["mlp", "conv"]})
+    candidates = sum(flops_of_seed(task, task.slots[0], name) for name in ("mlp", "conv"))
+    samples = task.steps_per_decision * task.batch_size
+    evaluations = ATTRIBUTION_SAMPLES * (2 * flops_of_host(task) + candidates)
+    assert auditioning.wasted == auditioning.total - alone.total == 3 * samples * candidates + evaluations
+    assert alone.wasted == 0
+
+
+def test_the_environment_puts_auditions_on_the_bill(task):
+    costs = []
+    for auditions in (None, Auditions(decisions=1, blueprints=("mlp",))):
+        env = GrowthVectorEnv(1, task, autoreset_mode="NextStep", auditions=auditions)
+        (result,) = run_episodes(env, WaitPolicy(), [1], arm="wait")
+        costs.append(result.train_flops)
+        env.close()
+    before, after = costs
+    slots = [flops_of_seed(task, slot, "mlp") for slot in task.slots]
+    samples = task.steps_per_decision * task.batch_size
+    evaluations = ATTRIBUTION_SAMPLES * (len(slots) * flops_of_host(task) + sum(slots))
+    assert after[1] == before[1]  # the first interval is the host's alone
+    assert after[2] - before[2] == after[-1] - before[-1] == 3 * samples * sum(slots) + evaluations

@@ -12,6 +12,7 @@ from torch import nn
 
 from episodes import play, quick_task
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
+from esper.auditions import Auditions
 from esper.env import GrowthVectorEnv
 from esper.env.engine.factory import make_engine
 from esper.env.engine.loop import LoopEngine
@@ -91,9 +92,9 @@ def assert_same_reports(loop, stacked, tolerance=1e-6):
             assert np.array_equal(mask, stacked[row].masks[head]), head
 
 
-def both(task, rows=4, **kwargs):
+def both(task, rows=4, auditions=None, **kwargs):
     """A loop engine and a stacked one after the same reset, and the loop's reports."""
-    engines = LoopEngine(task, rows), StackedEngine(task, rows)
+    engines = LoopEngine(task, rows, auditions=auditions), StackedEngine(task, rows, auditions=auditions)
     begun = episodes(task, range(rows), **kwargs)
     reports, other = (engine.reset(begun) for engine in engines)
     assert_same_reports(reports, other)
@@ -117,6 +118,38 @@ def test_random_legal_episodes_are_those_of_the_loop(double, name):
     for _ in range(task.horizon):
         reports = step_both(loop, stacked, {row: random_decision(r.masks, rng) for row, r in reports.items()})
     assert_close(loop.test_scores(range(4)), stacked.test_scores(range(4)))
+
+
+@pytest.mark.parametrize("name", KIND_EXAMPLES)
+def test_auditions_are_those_of_the_loop(double, name):
+    """Candidates learn, leave and are taken over, in hosts that hold auditions at different times."""
+    task = small(get_task(name), batch_size=4)
+    loop, stacked, reports = both(task, 3, auditions=Auditions(decisions=2), budget=5000)
+    rng = np.random.default_rng(1)
+    for decision in range(9):
+        acting = rng.random(3) < 0.5
+        decisions = {
+            row: random_decision(r.masks, rng) if acting[row] and decision > 2 else Decision()
+            for row, r in reports.items()
+        }
+        reports = step_both(loop, stacked, decisions)
+    results = [slot.auditioned for r in reports.values() for slot in r.reading.slots]
+    assert {result.trained for found in results for result in found.values()} == {1, 2}
+
+
+def test_a_host_that_diverges_in_an_audition_is_rolled_back_as_in_the_loop(double):
+    task = small(get_task("digits"), batch_size=4)
+    loop, stacked, _ = both(task, 2, auditions=Auditions(decisions=3))
+    waiting = dict.fromkeys(range(2), Decision())
+    step_both(loop, stacked, waiting)
+    step_both(loop, stacked, waiting)
+    for engine in (loop, stacked):
+        poison(engine, 1, seed=False)
+    reports = step_both(loop, stacked, waiting)
+    assert [report.reading.rolled_back for report in reports.values()] == [False, True]
+    for _ in range(3):
+        reports = step_both(loop, stacked, waiting)
+    assert not any(report.reading.rolled_back for report in reports.values())
 
 
 @pytest.mark.parametrize("name", KIND_EXAMPLES)

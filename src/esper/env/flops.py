@@ -4,7 +4,8 @@ Forward passes are counted by :mod:`torch.utils.flop_counter` (matrix products, 
 multiply-add as two); a backward pass counts as two forward passes. Counted are
 
 - training of the host and of every seed that is there, pruned ones for as long as they lived,
-- attribution: the evaluations with a seed acting otherwise, which only growth needs.
+- attribution: the evaluations with a seed acting otherwise, which only growth needs;
+- auditions: the passes of every candidate, in training and in the evaluation as if it were blended in.
 
 Not counted, since every arm needs it alike: one validation per decision, and the optimizer.
 """
@@ -51,27 +52,51 @@ class ComputeMeter:
         self.wasted = 0
         """FLOPs so far that nothing is left of: attribution, and the training of seeds that are gone."""
 
-    def record(self, slots: Mapping[str, tuple[str, str | None]]) -> None:
+    def record(
+        self, slots: Mapping[str, tuple[str, str | None]], auditioning: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         """Count one decision's interval of training.
 
         Args:
             slots: Slot name → (name of the stage, blueprint or ``None``), as they are after it.
+            auditioning: Slot name → blueprints of the candidates that audition there.
         """
         seeds = {name: count_flops(kind, self._specs[name]) for name, (_, kind) in slots.items() if kind is not None}
         passes = sum(_PASSES.get(slots[name][0], 0) for name in seeds)
         network = self._host + sum(seeds.values())
         attribution = network * passes * self._attribution_samples
-        self.total += network * 3 * self._samples + attribution
-        self.wasted += attribution + sum(self._spent.pop(name) for name in self._spent.keys() - seeds.keys())
+        auditions = self._auditions(auditioning or {}, network)
+        self.total += network * 3 * self._samples + attribution + auditions
+        self.wasted += (
+            attribution + auditions + sum(self._spent.pop(name) for name in self._spent.keys() - seeds.keys())
+        )
         for name, flops in seeds.items():
             self._spent[name] = self._spent.get(name, 0) + flops * 3 * self._samples
 
+    def _auditions(self, auditioning: Mapping[str, Sequence[str]], network: int) -> int:
+        """FLOPs of one decision's auditions; those of a candidate that is germinated later are counted as wasted."""
+        candidates = [count_flops(kind, self._specs[name]) for name, kinds in auditioning.items() for kind in kinds]
+        evaluations = sum(network + flops for flops in candidates) * self._attribution_samples
+        return 3 * self._samples * sum(candidates) + evaluations
 
-def training_flops(task: Task, episode: Episode, slots: SlotHistory) -> list[float]:
-    """Cumulative FLOPs after every decision, ``[T + 1]``; the first is 0."""
+
+def training_flops(
+    task: Task, episode: Episode, slots: SlotHistory, auditions: Mapping[str, Sequence[Sequence[str]]] | None = None
+) -> list[float]:
+    """Cumulative FLOPs after every decision, ``[T + 1]``; the first is 0.
+
+    Args:
+        task: What is learned.
+        episode: Under which conditions.
+        slots: What each slot held after every decision.
+        auditions: Slot name → blueprints of the candidates that auditioned there, after every decision.
+    """
     meter, result = ComputeMeter(task, episode), [0.0]
     for decision in range(1, len(next(iter(slots.values())))):
-        meter.record({name: history[decision][:2] for name, history in slots.items()})
+        meter.record(
+            {name: history[decision][:2] for name, history in slots.items()},
+            {name: history[decision] for name, history in (auditions or {}).items()},
+        )
         result.append(float(meter.total))
     return result
 

@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
 from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
+from esper.auditions import Auditions
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.factory import EngineKind, make_engine
 from esper.env.engine.parallel import ParallelEngine
@@ -28,7 +29,7 @@ from esper.env.flops import ComputeMeter
 from esper.env.growth_spaces import action_space, observation_space
 from esper.env.reward import Objective, RewardConfig
 from esper.lifecycle import IllegalMoveError
-from esper.observation import encode, size_ratio
+from esper.observation import encode, encode_prospects, size_ratio
 from esper.tasks import Task, get_task
 
 
@@ -82,8 +83,11 @@ class Row:
         """Count the latest decision's compute: what nothing is left of, in training runs of the host alone."""
         if self.meter is None:
             return 0.0
-        slots = zip(slot_names, self.report.reading.slots, strict=True)
-        self.meter.record({name: (slot.stage.name, slot.blueprint_name) for name, slot in slots})
+        slots = dict(zip(slot_names, self.report.reading.slots, strict=True))
+        self.meter.record(
+            {name: (slot.stage.name, slot.blueprint_name) for name, slot in slots.items()},
+            {name: slot.auditioning for name, slot in slots.items()},
+        )
         return self.meter.wasted / self.meter.host_alone
 
 
@@ -104,6 +108,7 @@ class GrowthVectorEnv(VectorEnv):
             and order of the data, so that what they come to differs by their decisions alone (common random numbers).
         engine: ``"stacked"`` trains all hosts in one graph, ``"loop"`` one after the other (the meaning, slower);
             ``"auto"`` stacks where the task's host allows it.
+        auditions: What auditions in dormant slots; ``None`` for nothing.
         on_illegal: What a masked action does: ``"raise"`` (default), or ``"wait"`` for agents that know no masks; then
             it counts as WAIT and ``infos["illegal"]`` is True for its row.
 
@@ -135,6 +140,7 @@ class GrowthVectorEnv(VectorEnv):
         num_workers: int = 1,
         paired: bool = False,
         engine: EngineKind = "auto",
+        auditions: Auditions | None = None,
         on_illegal: str = "raise",
     ) -> None:
         if on_illegal not in ("raise", "wait"):
@@ -150,6 +156,7 @@ class GrowthVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.reward_config = reward or RewardConfig()
         self.budget, self.variants, self.paired = budget, variants, paired
+        self.auditions = auditions
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode, "heads": HEADS.to_json()}
         self.num_slots = len(self.task.slots)
         self.single_observation_space = observation_space(self.num_slots)
@@ -163,7 +170,7 @@ class GrowthVectorEnv(VectorEnv):
         """Empty until the first ``reset``."""
 
     def _make_engine(self, blueprints: tuple[str, ...], num_workers: int, kind: EngineKind) -> Engine:
-        make = partial(make_engine, self.task, kind=kind, blueprints=blueprints)
+        make = partial(make_engine, self.task, kind=kind, blueprints=blueprints, auditions=self.auditions)
         if num_workers == 1:
             return make(self.num_envs)
         return ParallelEngine(make, self.num_envs, min(num_workers, self.num_envs), self.task.slots)
@@ -339,6 +346,7 @@ class GrowthVectorEnv(VectorEnv):
         return {
             "features": np.stack([features for features, _ in encoded]),
             "blueprints": np.stack([blueprints for _, blueprints in encoded]),
+            "prospects": np.stack([encode_prospects(row.report.reading) for row in self._rows]),
             "action_mask": self._masks(),
         }
 

@@ -6,16 +6,17 @@ import numpy as np
 from gymnasium import spaces
 
 from esper.actions import BLUEPRINT_NAMES, HEADS
-from esper.observation import feature_bounds
+from esper.observation import PROSPECT_SIZE, UNKNOWN, feature_bounds
 
 
 def observation_space(num_slots: int) -> spaces.Dict:
-    """``features`` [24 + 34·S], ``blueprints`` [S] and ``action_mask`` {head: [...]} of one environment."""
+    """``features`` [24 + 34·S], ``blueprints`` [S], ``prospects`` [S, 13, P] and ``action_mask`` {head: [...]}."""
     low, high = feature_bounds(num_slots)
     return spaces.Dict(
         {
             "features": spaces.Box(low, high, dtype=np.float32),
             "blueprints": spaces.Box(-1, len(BLUEPRINT_NAMES) - 1, (num_slots,), dtype=np.int64),
+            "prospects": spaces.Box(UNKNOWN, 1, (num_slots, len(BLUEPRINT_NAMES), PROSPECT_SIZE), dtype=np.float32),
             "action_mask": spaces.Dict(
                 {name: spaces.Box(0, 1, shape, dtype=np.bool_) for name, shape in mask_shapes(num_slots).items()}
             ),

@@ -92,6 +92,9 @@ class _Recorder:
         self.slots: list[dict[str, list[SlotState]]] = [
             {name: [] for name in env.task.slots} for _ in range(env.num_envs)
         ]
+        self.auditions: list[dict[str, list[list[str]]]] = [
+            {name: [] for name in env.task.slots} for _ in range(env.num_envs)
+        ]
         self._record_networks()
 
     def record(self, seen: Observation, actions: Actions) -> None:
@@ -103,11 +106,13 @@ class _Recorder:
         self._record_networks()
 
     def _record_networks(self) -> None:
-        for report, scores, sizes, slots in zip(self.env.reports, self.scores, self.sizes, self.slots, strict=True):
+        histories = zip(self.env.reports, self.scores, self.sizes, self.slots, self.auditions, strict=True)
+        for report, scores, sizes, slots, auditions in histories:
             scores.append(report.reading.scores[-1])
             sizes.append(report.reading.added_params)
             for name, slot in zip(self.env.task.slots, report.reading.slots, strict=True):
                 slots[name].append((slot.stage.name, slot.blueprint_name, slot.alpha))
+                auditions[name].append(slot.auditioning)
 
     def architecture(self, row: int) -> list[Block]:
         """The blocks of the network as it is now."""
@@ -173,7 +178,7 @@ def run_episodes(
             slots=recorder.slots[row],
             ops=recorder.ops[row],
             architecture=recorder.architecture(row),
-            train_flops=training_flops(env.task, env.episodes[row], recorder.slots[row]),
+            train_flops=training_flops(env.task, env.episodes[row], recorder.slots[row], recorder.auditions[row]),
             rent=env.episodes[row].rent,
             features=recorder.features[row],
         )

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -47,7 +48,7 @@ class Follower:
             if (old := present.get(twin.name)) is not None:
                 old.withdraw()
                 old.call.withdraw()
-                twin.seed, twin.life = old.seed, old.life
+                twin.seed, twin.nursery, twin.life = old.seed, old.nursery, old.life
         self._call.attach(own)
         self.follow()
 
@@ -57,8 +58,9 @@ class Follower:
             if slot.seed is None:
                 twin.seed = None
             elif twin.stage is Stage.TRAINING or _identity(twin) != _identity(slot):
-                device = next((p.device for p in twin.module.parameters()), slot.device)
-                twin.seed = copy.deepcopy(slot.seed).to(device).train(twin.module.training)
+                twin.seed = copy.deepcopy(slot.seed).to(_device(twin)).train(twin.module.training)
+            if _candidates(twin) != _candidates(slot):
+                twin.nursery = None if slot.nursery is None else copy.deepcopy(slot.nursery).to(_device(twin))
             twin.life = copy.copy(slot.life)
             twin.refresh()
 
@@ -94,6 +96,16 @@ def _host_form(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _form(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def _device(slot: Slot) -> torch.device:
+    """Where a seed of the copy belongs, which may be elsewhere than the host."""
+    return next((p.device for p in slot.module.parameters()), slot.device)
+
+
+def _candidates(slot: Slot) -> tuple[int, list[int]]:
+    """Tells what auditions in a slot from what auditioned there at other times."""
+    return slot.life.auditions, [] if slot.nursery is None else list(slot.nursery.seeds)
 
 
 def _identity(slot: Slot) -> tuple[int, str | None, str | None]:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.actions import BLUEPRINT_NAMES, Decision
+from esper.auditions import Auditions
 from esper.growth import ranks
 from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
 from esper.growth.averages import Follower
@@ -91,6 +92,9 @@ class Growth:
             this loss that the network has done away with, 1 − loss / chance_loss.
         seed: Decides the seeds' initial weights and what the policy draws.
         causal: Whether sequence slots must not look ahead; ``None`` finds out.
+        auditions: Which kinds of seeds audition in empty slots before anything grows there, and for how long
+            (:class:`~esper.auditions.Auditions`): each candidate costs its own forward and backward passes, and
+            one more evaluation a step. ``None``: no auditions, unless the policy lives by them.
 
     Raises:
         ValueError: For slots, policies or blueprints that do not exist, a model that grows already, an optimizer that
@@ -127,6 +131,7 @@ class Growth:
         chance_loss: float | None = None,
         seed: int = 0,
         causal: bool | None = None,
+        auditions: Auditions | None = None,
     ) -> None:
         host = unwrap(model)
         check_options(
@@ -154,6 +159,7 @@ class Growth:
             blueprints=blueprints,
             seed=seed,
             causal=causal,
+            auditions=auditions or getattr(self.policy, "auditions", None),
         )
         try:
             check_budget(self.network, blueprints)
@@ -371,9 +377,11 @@ class Growth:
             if self._parallel is not None:
                 self._parallel.renew()
 
-    def _structure(self) -> list[tuple[int, bool, bool]]:
+    def _structure(self) -> list[tuple[Any, ...]]:
         slots = self.network.slots
-        return [(id(s.seed), s.stage is Stage.TRAINING, s.seed is not None and s.seed.whole) for s in slots]
+        seeds = [(id(s.seed), s.stage is Stage.TRAINING, s.seed is not None and s.seed.whole) for s in slots]
+        candidates = [(s.is_auditioning, list(map(id, s.nursery.seeds.values())) if s.nursery else []) for s in slots]
+        return [*seeds, *candidates]
 
     # ------------------------------------------------------------------------------------------- the end
 
@@ -392,6 +400,7 @@ class Growth:
                 last = self.history[-1]
                 self.history[-1] = replace(last, decided=f"{last.decided} (taken back)", events=[])
             for index, slot in enumerate(self.network.slots):
+                self.network.end_audition(index)
                 if slot.stage is Stage.TRAINING:
                     self.network.evict(index)
         self._before_decision, self._evaluated = None, []

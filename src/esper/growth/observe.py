@@ -9,17 +9,19 @@ import torch
 from esper.actions import HEAD_NAMES
 from esper.network.growing_network import GrowingNetwork
 from esper.network.history import History
-from esper.observation import encode
+from esper.observation import encode, encode_prospects
 from esper.tamiyo.policy.protocol import Observation
 
 
 def observe(run: History, network: GrowingNetwork) -> Observation:
     """The run as it is now."""
-    features, blueprints = encode(run.reading(network))
+    reading = run.reading(network)
+    features, blueprints = encode(reading)
     masks = network.masks()
     return {
         "features": features[None],
         "blueprints": blueprints[None],
+        "prospects": encode_prospects(reading)[None],
         "action_mask": {name: masks[name][None] for name in HEAD_NAMES},
     }
 

@@ -63,10 +63,12 @@ class Counterfactual:
     Args:
         slot: Index of the slot.
         alpha: As if blended in at this alpha; ``None``: as if switched off.
+        candidate: The blueprint whose candidate in the slot's nursery is asked about; ``None``: the seed.
     """
 
     slot: int
     alpha: float | None
+    candidate: int | None = None
 
 
 def contributions(
@@ -77,10 +79,11 @@ def contributions(
     - TRAINING: the :func:`gain` of the network as if the seed were blended in at alpha 1 over the network as it is.
     - BLENDING and HOLDING: the gain of the network at the alpha target over that with the seed switched off.
     - A seed that is being pruned is not measured any more.
+    - A candidate that auditions: the gain as if it were the seed, at alpha 1. It is entered as the audition's result.
 
-    ``evaluate`` runs once a seed (twice for one in mid-blend), without gradients, and must put the host into evaluation
-    mode itself. In a host with BatchNorm the running statistics are those of the network as it is, also where a seed is
-    switched off.
+    ``evaluate`` runs once a seed (twice for one in mid-blend) and once a candidate, without gradients, and must put the
+    host into evaluation mode itself. In a host with BatchNorm the running statistics are those of the network as it is,
+    also where a seed is switched off.
 
     Args:
         network: The growing network.
@@ -101,6 +104,8 @@ def counterfactuals(network: GrowingNetwork) -> list[Counterfactual]:
     """The questions whose answers :func:`enter_contributions` needs."""
     questions = []
     for index, slot in enumerate(network.slots):
+        if slot.nursery is not None and slot.is_auditioning:
+            questions += [Counterfactual(index, alpha=1.0, candidate=blueprint) for blueprint in slot.nursery.seeds]
         if slot.stage not in ACTIVE_STAGES or slot.life.pruning:
             continue
         if slot.stage is Stage.TRAINING:
@@ -126,6 +131,10 @@ def enter_contributions(
         Contribution by slot index, in points of score (0.01 is one point).
     """
     found = {}
+    for question, evaluation in answers.items():
+        if question.candidate is not None:
+            network.enter_audition(question.slot, question.candidate, gain(evaluation, as_is))
+    answers = {question: evaluation for question, evaluation in answers.items() if question.candidate is None}
     for index in dict.fromkeys(question.slot for question in answers):
         mine = {question.alpha is not None: answers[question] for question in answers if question.slot == index}
         found[index] = gain(mine.get(True, as_is), mine.get(False, as_is))
@@ -134,6 +143,9 @@ def enter_contributions(
 
 
 def _ask(network: GrowingNetwork, question: Counterfactual, evaluate: Evaluate) -> Evaluation:
+    if question.candidate is not None:
+        with network.slots[question.slot].as_if_grown(question.candidate):
+            return _evaluated(evaluate)
     if question.alpha is None:
         with network.switched_off(question.slot):
             return _evaluated(evaluate)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, HEADS, STYLES, TEMPOS, Decision, slot_index
+from esper.auditions import Auditions
 from esper.lifecycle import Op, Stage, check_legal, is_legal
 from esper.network import optimizer as surgery
 from esper.network import state as saved_state
@@ -22,11 +23,12 @@ from esper.network.blueprints import BLUEPRINTS, SlotSpec, count_flops, count_pa
 from esper.network.grown import plain_copy
 from esper.network.host_call import HostCall
 from esper.network.isolation import IsolatedGradients
+from esper.network.nursery import Nursery, worse_half
 from esper.network.placing import find_places, is_of_seed
-from esper.network.seed import plant
+from esper.network.seed import Seed, plant
 from esper.network.slot import Mode, Slot, form_of, number
 from esper.network.survey import resolve_slots, survey
-from esper.observation import SlotReading, SlotState
+from esper.observation import Prospect, SlotReading, SlotState
 
 _HOSTS: WeakSet[nn.Module] = WeakSet()
 """Models that are growing now."""
@@ -96,6 +98,7 @@ class GrowingNetwork:
         seed: Decides the initial weights of the seeds, together with the slot and the number of seeds it had before.
             Global random states are neither used nor moved.
         causal: Whether sequence slots must not look ahead; ``None`` finds out (:mod:`esper.network.causality`).
+        auditions: What auditions in dormant slots before anything grows there; ``None`` for no auditions.
 
     Raises:
         ValueError: For slots that do not exist, do not run or hold no tensor; a model that grows already; a negative
@@ -124,14 +127,17 @@ class GrowingNetwork:
         blueprints: Sequence[str] = BLUEPRINT_NAMES,
         seed: int = 0,
         causal: bool | None = None,
+        auditions: Auditions | None = None,
     ) -> None:
         self._check_arguments(model, {"parameters": budget, "FLOPs": flops_budget}, blueprints, seed)
+        self._check_arguments(model, {}, (auditions and auditions.blueprints) or blueprints, seed)
         names = resolve_slots(model, slots)
         self.model = model
         self.optimizer = optimizer
         self.budget = budget
         self.flops_budget = flops_budget
         self.seed = seed
+        self.auditions = auditions
         self._param_group = param_group
         with surgery.forward_order(model) as self._order:
             sites = survey(model, names, example_input, causal=causal)
@@ -186,7 +192,7 @@ class GrowingNetwork:
 
     @property
     def added_params(self) -> int:
-        """Parameters of all seeds that there are, in whatever stage."""
+        """Parameters of all seeds that there are, in whatever stage; candidates of auditions do not count."""
         return sum(slot.seed_params for slot in self.slots)
 
     @property
@@ -200,13 +206,13 @@ class GrowingNetwork:
         return int(self._flops[slot, blueprint]) if blueprint >= 0 else 0
 
     def seed_parameters(self) -> list[nn.Parameter]:
-        """The parameters of all seeds."""
+        """The parameters of all seeds; those of candidates are not among them."""
         return [p for slot in self.slots for p in slot.parameters()]
 
     def host_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the model that are no seed's."""
-        seeds = {id(p) for p in self.seed_parameters()}
-        return [p for p in self.model.parameters() if id(p) not in seeds]
+        """The parameters of the model that are no seed's and no candidate's."""
+        grown = {id(p) for slot in self.slots for _, p in slot.named_parameters()}
+        return [p for p in self.model.parameters() if id(p) not in grown]
 
     def blueprints_for(self, slot: Slot) -> list[str]:
         """Names of the blueprints that fit a slot and are allowed, whatever the budget says."""
@@ -290,7 +296,7 @@ class GrowingNetwork:
             ValueError: As :meth:`check` says; nothing has changed then.
         """
         self.check(decision)
-        stages = [slot.stage for slot in self.slots]
+        stages, acting = [slot.stage for slot in self.slots], self._acting()
         events = [] if decision.op is Op.WAIT else [self._apply(decision)]
         for index, slot in enumerate(self.slots):
             before = slot.stage
@@ -299,13 +305,101 @@ class GrowingNetwork:
             elif slot.stage is not before:
                 events.append(self._event(slot, "stage"))
         self.decision += 1
+        if self.auditions is not None:
+            self._hold_auditions(self.auditions, changed=self._acting() != acting)
         self._isolate()
         return events
 
     def _isolate(self) -> None:
-        """Keep the gradients of exactly the isolated seeds apart."""
+        """Keep the gradients of exactly the isolated seeds and candidates apart."""
         if self._gradients is not None:
-            self._gradients.hold(p for slot in self.slots if slot.stage is Stage.TRAINING for p in slot.parameters())
+            isolated = (slot for slot in self.slots if slot.stage is Stage.TRAINING or slot.is_auditioning)
+            self._gradients.hold(p for slot in isolated for _, p in slot.named_parameters())
+        for slot in self.slots:
+            if slot.nursery is not None and not slot.is_auditioning:
+                slot.nursery.zero_grad(set_to_none=True)  # what waits is not trained by what it learned last
+
+    # ------------------------------------------------------------------------------------------- auditions
+
+    def _acting(self) -> list[int]:
+        """Which seeds act at their target: when these change, the host that auditions are held for is another one."""
+        acts = (Stage.HOLDING, Stage.FOSSILIZED)
+        return [slot.life.germinations if slot.stage in acts else 0 for slot in self.slots]
+
+    def _hold_auditions(self, auditions: Auditions, *, changed: bool) -> None:
+        """One decision of auditions passes: they end, lose their worse half, and begin where they are due."""
+        for index, slot in enumerate(self.slots):
+            slot.life.audition_due |= changed
+            if slot.stage is not Stage.DORMANT:
+                continue
+            if slot.is_auditioning:
+                slot.life.audition_left -= 1
+                if auditions.halving and slot.is_auditioning:
+                    self._halve(slot)
+            if slot.life.audition_due and not slot.is_auditioning and self.decision > 1:
+                self._begin_audition(auditions, index)
+            slot.refresh()
+
+    def _halve(self, slot: Slot) -> None:
+        assert slot.nursery is not None
+        candidates = slot.nursery.seeds
+        if candidates.keys() <= slot.life.auditioned.keys():  # where contributions are not measured, all stay
+            self._dismiss(slot, worse_half(slot.life.auditioned, candidates))
+
+    def _begin_audition(self, auditions: Auditions, index: int) -> None:
+        slot = self.slots[index]
+        self.end_audition(index)
+        invited = [b for b in np.flatnonzero(self._affordable()[index]) if auditions.invites(BLUEPRINT_NAMES[b])]
+        slot.life.audition_due = False
+        slot.life.auditions += 1
+        if not invited:
+            return
+        device, dtype = form_of(slot, self.model)
+        entropy = (self.seed, index, slot.life.auditions)
+        slot.nursery = Nursery(
+            {
+                int(b): plant(
+                    BLUEPRINT_NAMES[b], slot.spec, "add", entropy=(*entropy, int(b)), device=device, dtype=dtype
+                )
+                for b in invited
+            }
+        )
+        slot.life.audition_left = auditions.decisions
+        slot.refresh()
+        try:
+            self._join_optimizer(slot)
+        except BaseException:  # an interrupt, too, must not leave candidates that the optimizer does not know
+            self.end_audition(index)
+            slot.life.audition_due = True
+            raise
+
+    def enter_audition(self, slot: int, blueprint: int, gain: float) -> None:
+        """Enter what a candidate would take off the loss, measured now."""
+        assert self.auditions is not None
+        chosen = self.slots[slot]
+        chosen.enter_audition(blueprint, gain, self.auditions.decisions + 1 - chosen.life.audition_left)
+
+    def end_audition(self, slot: int) -> None:
+        """All candidates of a slot go."""
+        chosen = self.slots[slot]
+        if chosen.nursery is not None:
+            self._dismiss(chosen, list(chosen.nursery.seeds))
+
+    def _dismiss(self, slot: Slot, blueprints: Sequence[int]) -> None:
+        assert slot.nursery is not None
+        for blueprint in blueprints:
+            gone = slot.nursery.let_go(blueprint)
+            if self.optimizer is not None:
+                surgery.leave(self.optimizer, gone.parameters())
+        if not slot.nursery.seeds:
+            slot.nursery, slot.life.audition_left = None, 0
+        slot.refresh()
+
+    def _take_over(self, slot: Slot, blueprint: int, style: int) -> Seed | None:
+        """The candidate that a germination takes over as it is, out of the nursery; the others stay in it."""
+        if slot.nursery is None or STYLES[style] != "add" or blueprint not in slot.nursery.seeds:
+            return None
+        return slot.nursery.let_go(blueprint) if slot.nursery.is_finite(blueprint) else None
 
     def leave_gradients(self) -> None:
         """From now on the gradients of isolated seeds stand in ``.grad`` like all others.
@@ -334,6 +428,24 @@ class GrowingNetwork:
         return self._event(slot, "pruning")
 
     def _germinate(self, slot: Slot, decision: Decision) -> Event:
+        """The audition of the slot is over: one candidate is taken over as it is, if it is the one, and the others go.
+
+        Otherwise a new seed is planted.
+        """
+        index, life = self.slots.index(slot), slot.life
+        candidate = self._take_over(slot, decision.blueprint, decision.style)
+        self.end_audition(index)
+        life.audition_left = 0
+        if candidate is not None:
+            candidate.requires_grad_(True)
+            slot.nursery = None
+            slot.germinate(candidate, decision.blueprint, decision.style)
+            if self.optimizer is not None:
+                surgery.rename(self.optimizer, slot.named_parameters())
+            return self._event(slot, "germinated")
+        return self._plant(slot, decision)
+
+    def _plant(self, slot: Slot, decision: Decision) -> Event:
         blueprint, style = BLUEPRINT_NAMES[decision.blueprint], STYLES[decision.style]
         entropy = (self.seed, self.slots.index(slot), slot.life.germinations)
         device, dtype = form_of(slot, self.model)
@@ -341,9 +453,7 @@ class GrowingNetwork:
         before = copy.copy(slot.life)
         try:
             slot.germinate(seed, decision.blueprint, decision.style)
-            if self.optimizer is not None:
-                named = slot.named_parameters()
-                surgery.join(self.optimizer, self.param_groups_for(slot, named), named)
+            self._join_optimizer(slot)
         except BaseException:  # an interrupt, too, must not leave a seed that the optimizer does not know
             if self.optimizer is not None:
                 surgery.leave(self.optimizer, seed.parameters())
@@ -351,6 +461,12 @@ class GrowingNetwork:
             slot.refresh()
             raise
         return self._event(slot, "germinated")
+
+    def _join_optimizer(self, slot: Slot) -> None:
+        """Let the optimizer train what the slot holds."""
+        if self.optimizer is not None:
+            named = slot.named_parameters()
+            surgery.join(self.optimizer, self.param_groups_for(slot, named), named)
 
     def param_groups_for(self, slot: Slot, named: Sequence[tuple[str, nn.Parameter]]) -> list[int]:
         """Index of the optimizer's param group that each of these new, named parameters of a slot's seed joins.
@@ -391,6 +507,7 @@ class GrowingNetwork:
     def slot_readings(self) -> list[SlotReading]:
         """What is known about every slot, for the observation."""
         host_gradient_rms = number(self.host_gradient_rms)
+        affordable = self._affordable()
         return [
             SlotReading(
                 **_state_and_statistics(slot),
@@ -401,9 +518,25 @@ class GrowingNetwork:
                 ramp_progress=None if slot.life.ramp is None else slot.life.ramp.progress,
                 seed_params=slot.seed_params,
                 host_gradient_rms=host_gradient_rms,
-                affordable_share=float(share),
+                affordable_share=float(affordable[index].mean()),
+                prospects=self._prospects(index, affordable[index]),
             )
-            for slot, share in zip(self.slots, self._affordable().mean(axis=1), strict=True)
+            for index, slot in enumerate(self.slots)
+        ]
+
+    def _prospects(self, index: int, affordable: np.ndarray) -> list[Prospect]:
+        slot = self.slots[index]
+        candidates = slot.nursery.seeds if slot.nursery is not None and slot.is_auditioning else {}
+        return [
+            Prospect(
+                fits=bool(self._fits[index, b]),
+                affordable=bool(affordable[b]),
+                params=int(self._costs[index, b]),
+                flops=int(self._flops[index, b]),
+                audition=slot.life.auditioned.get(b),
+                auditioning=b in candidates,
+            )
+            for b in range(len(BLUEPRINT_NAMES))
         ]
 
     @contextmanager
@@ -475,7 +608,7 @@ class GrowingNetwork:
         for slot in self.slots:
             slot.withdraw()
         if self.optimizer is not None:
-            surgery.leave(self.optimizer, self.seed_parameters())
+            surgery.leave(self.optimizer, [p for slot in self.slots for _, p in slot.named_parameters()])
         self.leave_gradients()
         self._call.withdraw()
         _HOSTS.discard(self.model)

@@ -39,8 +39,8 @@ class IsolatedGradients:
     """Holds the gradients of isolated parameters of one optimizer.
 
     Whether gradients have been cleared since the last backward pass is told by a *witness*: the smallest parameter of
-    the host that had a gradient at the last step. If its gradient is gone, or another tensor, or zero, so are those
-    held here. Before the first step of all, and in the rare loop that clears gradients without a step, in place
+    the host that had a gradient at the last step, or, before the first step, that is trained. If its gradient is gone,
+    or another tensor, or zero, so are those held here. In the rare loop that clears gradients without a step, in place
     (``set_to_none=False``), and in compiled code, this cannot be told, and what was to be cleared is added.
 
     Args:
@@ -70,6 +70,8 @@ class IsolatedGradients:
             if key not in self._held:
                 handle = parameter.register_post_accumulate_grad_hook(_weakly(self._take))
                 self._held[key] = _Held(parameter, handle)
+        if self._held and self._witness is None:
+            self._watch(self._best_witness())
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
         """The gradient of a parameter, wherever it is; of the last step if none has arrived since."""
@@ -140,9 +142,10 @@ class IsolatedGradients:
             self._watch(self._best_witness())
 
     def _best_witness(self) -> nn.Parameter | None:
-        """The smallest parameter that had a gradient in this step and is not held."""
+        """The smallest parameter that is not held and had a gradient in this step, or may have one where none had."""
         own = [p for group in self._optimizer.param_groups for p in group["params"] if id(p) not in self._held]
-        return min((p for p in own if p.grad is not None), key=lambda p: p.numel(), default=None)
+        trained = [p for p in own if p.grad is not None] or [p for p in own if p.requires_grad]
+        return min(trained, key=lambda p: p.numel(), default=None)
 
     def _watch(self, witness: nn.Parameter | None) -> None:
         if witness is self._witness:

@@ -165,6 +165,15 @@ def leave(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
         del optimizer.state[parameter]
 
 
+def rename(optimizer: Optimizer, named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """From now on these parameters go by these names, where the optimizer knows names."""
+    names = {id(parameter): name for name, parameter in named}
+    for group in optimizer.param_groups:
+        if "param_names" in group:
+            known = zip(group["params"], group["param_names"], strict=True)
+            group["param_names"][:] = [names.get(id(parameter), name) for parameter, name in known]
+
+
 def positions(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[tuple[int, int]]:
     """(group, index in the group) of each parameter.
 

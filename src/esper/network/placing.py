@@ -9,7 +9,7 @@ own, and so does not iterate over them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,22 +35,28 @@ class Place:
     name: str
 
     @property
+    def nursery(self) -> str:
+        """The attribute under which the leaf holds what auditions in the slot."""
+        return f"{self.name}_nursery"
+
+    @property
     def prefix(self) -> str:
         """What the host's names of the seed's parameters begin with."""
         return f"{self.path}.{self.name}" if self.path else self.name
 
-    def hold(self, seed: nn.Module | None) -> None:
-        """Register ``seed`` in place of what was registered; ``None`` leaves the leaf as it was before any.
+    def hold(self, held: Mapping[str, nn.Module]) -> None:
+        """Register these, by attribute, in place of what was registered; none leave the leaf as it was before any.
 
         Seeds of one leaf stand in the order of their names, whichever came first, so that two models with the same
         seeds have the same order of parameters.
         """
-        if seed is None:
-            self.module._modules.pop(self.name, None)
-        elif self.module._modules.get(self.name) is not seed:
-            self.module.add_module(self.name, seed)
-            for name in sorted(name for name in self.module._modules if name.startswith(NAME)):
-                self.module._modules[name] = self.module._modules.pop(name)
+        new = {name: module for name, module in held.items() if self.module._modules.get(name) is not module}
+        for name in {self.name, self.nursery} - held.keys():
+            self.module._modules.pop(name, None)
+        for name, module in new.items():
+            self.module.add_module(name, module)
+        for name in sorted(name for name in self.module._modules if name.startswith(NAME)) if new else ():
+            self.module._modules[name] = self.module._modules.pop(name)
 
 
 def is_of_seed(name: str) -> bool:

@@ -23,10 +23,11 @@ from esper.lifecycle import EMBARGO_DECISIONS, Stage
 from esper.network.alpha import Ramp
 from esper.network.blueprints import SlotSpec
 from esper.network.host_call import HostCall
+from esper.network.nursery import Nursery, older
 from esper.network.placing import Place
 from esper.network.seed import Seed, straight_through
 from esper.network.survey import Site
-from esper.observation import SlotState, SlotStatistics
+from esper.observation import Audition, SlotState, SlotStatistics
 
 
 class Mode(Enum):
@@ -53,6 +54,10 @@ class Life(SlotState):
     """The state of a slot: everything about it but the seed's weights. Plain values, so that it can be saved."""
 
     ramp: Ramp | None = None
+    auditions: int = 0
+    """Auditions held here so far."""
+    audition_due: bool = True
+    """Whether the host is another one than that of the last audition."""
 
 
 class Slot:
@@ -64,6 +69,7 @@ class Slot:
         output: Where in the submodule's output its tensor stands, in words.
         depth: Place among the slots in the order of execution, 0 to 1.
         seed: The seed, or ``None``.
+        nursery: What auditions in the slot while it is dormant, or ``None``.
         life: Its state.
 
     Args:
@@ -85,6 +91,8 @@ class Slot:
         self.dtype = site.dtype
         self.device = site.device
         self.seed: Seed | None = None
+        self.nursery: Nursery | None = None
+        self._as_grown: int | None = None  # blueprint of the candidate that acts as the seed for a while
         self.life = Life()
         self.statistics: SlotStatistics[Tensor] = SlotStatistics()
         self._mode = Mode.OFF
@@ -96,7 +104,7 @@ class Slot:
         twin = copy.copy(self)
         twin.module, twin.call = host.get_submodule(self.name), call
         twin.place = replace(self.place, module=host.get_submodule(self.place.path))
-        twin.seed, twin.life, twin.statistics = None, Life(), SlotStatistics()
+        twin.seed, twin.nursery, twin.life, twin.statistics = None, None, Life(), SlotStatistics()
         twin._mode, twin._measuring, twin._handle = Mode.OFF, False, None
         return twin
 
@@ -124,7 +132,7 @@ class Slot:
 
     @property
     def seed_params(self) -> int:
-        """Number of parameters that the slot holds now."""
+        """Number of parameters of the seed; candidates do not count."""
         return sum(p.numel() for p in self.parameters())
 
     def parameters(self) -> list[nn.Parameter]:
@@ -132,13 +140,30 @@ class Slot:
         return [] if self.seed is None else list(self.seed.parameters())
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters of the seed, by the names that the host has for them."""
-        seed = self.seed
-        return [] if seed is None else [(self.parameter_name(name), p) for name, p in seed.named_parameters()]
+        """The parameters of seed and candidates, by the names that the host has for them."""
+        return self.names_of(self.seed, self.nursery)
+
+    def names_of(self, seed: Seed | None, nursery: Nursery | None) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of these, by the names that the host would have for them."""
+        return [
+            (f"{self.place.path}.{name}" if self.place.path else name, parameter)
+            for held, module in self._registered(seed, nursery).items()
+            for name, parameter in module.named_parameters(prefix=held)
+        ]
 
     def parameter_name(self, name: str) -> str:
         """The host's name of a parameter of the seed."""
         return f"{self.place.prefix}.{name}"
+
+    def _registered(self, seed: Seed | None, nursery: Nursery | None) -> dict[str, nn.Module]:
+        """What the host holds for this slot, by the attribute of the leaf."""
+        held = {self.place.name: seed, self.place.nursery: nursery}
+        return {name: module for name, module in held.items() if module is not None}
+
+    @property
+    def is_auditioning(self) -> bool:
+        """Whether an audition runs."""
+        return self.nursery is not None and self.life.audition_left > 0
 
     # ------------------------------------------------------------------------------------------- moves
 
@@ -169,7 +194,13 @@ class Slot:
         old = self.life
         self.seed = None
         self.statistics = SlotStatistics(self.statistics.activation_rms, self.statistics.slot_gradient_rms)
-        self.life = Life(germinations=old.germinations, prunes=old.prunes + 1, embargo_left=EMBARGO_DECISIONS)
+        self.life = Life(
+            germinations=old.germinations,
+            prunes=old.prunes + 1,
+            embargo_left=EMBARGO_DECISIONS,
+            auditions=old.auditions,
+            auditioned=old.auditioned,
+        )
         self._enter(Stage.EMBARGOED)
 
     def pass_time(self, *, moved: bool) -> bool:
@@ -182,6 +213,7 @@ class Slot:
         life.decisions_in_stage += not moved
         if life.contribution_age is not None:
             life.contribution_age += 1
+        life.auditioned = older(life.auditioned)
         if life.decisions_since_germination is not None and not (moved and life.stage is Stage.TRAINING):
             life.decisions_since_germination += 1
         if life.stage is Stage.EMBARGOED and not moved:
@@ -214,12 +246,14 @@ class Slot:
     def refresh(self) -> None:
         """Make host and hook agree with the state. A slot without a seed has no hook at all, so it costs nothing."""
         self._write_alpha(self.life.alpha)
-        self.place.hold(self.seed)
+        self.place.hold(self._registered(self.seed, self.nursery))
+        if self.nursery is not None:
+            self.nursery.requires_grad_(self.is_auditioning)
         if self.seed is None:
-            self._mode = Mode.OFF
+            self._mode = Mode.ISOLATED if self.is_auditioning else Mode.OFF
         else:
             self._mode = Mode.ISOLATED if self.life.stage is Stage.TRAINING else Mode.BLENDED
-        wanted = self.seed is not None or self._measuring
+        wanted = self.seed is not None or self.is_auditioning or self._measuring
         if wanted and self._handle is None:
             self._handle = self.module.register_forward_hook(self._hook)
         elif not wanted:
@@ -227,7 +261,7 @@ class Slot:
 
     def withdraw(self) -> None:
         """Take hook and seed off the host, which is then as it was before it grew; :meth:`refresh` brings them back."""
-        self.place.hold(None)
+        self.place.hold({})
         self._unhook()
 
     def _unhook(self) -> None:
@@ -253,23 +287,26 @@ class Slot:
 
     def _join(self, h: Tensor, mode: Mode) -> Tensor:
         effect: Tensor | None = None
-        if mode is Mode.OFF or self.seed is None:
+        if mode is Mode.ISOLATED and self.seed is None and self.nursery is not None:
+            joined = h
+            for candidate in self.nursery.effects(h.detach(), self._keep(h, self.nursery)):
+                joined = straight_through(joined, candidate)
+        elif mode is Mode.OFF or self.seed is None:
             # A hook on a view misses its gradient where the host goes on in place; a copy does not.
             joined = h.clone() if self._measuring and h.requires_grad else h
         elif mode is Mode.ISOLATED:
-            effect = self.seed.effect(h.detach(), self._keep(h))
+            effect = self.seed.effect(h.detach(), self._keep(h, self.seed))
             joined = straight_through(h, effect)
         else:
-            effect = self.seed.effect(h, self._keep(h))
+            effect = self.seed.effect(h, self._keep(h, self.seed))
             joined = self.seed.mix(h, effect)
         if self._measuring:
             self._record(h, effect, joined)
         return joined
 
-    def _keep(self, h: Tensor) -> Tensor | None:
-        """The positions that the seed may mix; ``None`` for all."""
-        mixes = self.seed is not None and self.seed.mixes_positions
-        return self.call.positions_to_mix(h, self.padding) if mixes else None
+    def _keep(self, h: Tensor, acting: Seed | Nursery) -> Tensor | None:
+        """The positions that what acts here may mix; ``None`` for all."""
+        return self.call.positions_to_mix(h, self.padding) if acting.mixes_positions else None
 
     # ------------------------------------------------------------------------------------------- measuring
 
@@ -294,6 +331,10 @@ class Slot:
         self.life.contribution = value
         self.life.contribution_age = 0
 
+    def enter_audition(self, blueprint: int, gain: float, trained: int) -> None:
+        """Enter what a candidate would take off the loss, measured now."""
+        self.life.auditioned = {**self.life.auditioned, blueprint: Audition(gain, trained)}
+
     # ------------------------------------------------------------------------------------------- as if
 
     @contextmanager
@@ -310,8 +351,23 @@ class Slot:
             self._write_alpha(self.life.alpha)
 
     @contextmanager
+    def as_if_grown(self, blueprint: int) -> Iterator[None]:
+        """For a while the candidate of this blueprint acts as a seed at alpha 1; the state stays as it is."""
+        assert self.seed is None and self.nursery is not None
+        self.seed, self._as_grown = self.nursery.seeds[blueprint], blueprint
+        try:
+            with self.as_if(Mode.BLENDED, 1.0):
+                yield
+        finally:
+            self.seed = self._as_grown = None
+
+    @contextmanager
     def acting_as(self, other: Slot) -> Iterator[None]:
         """For a while the seed acts in the mode and at the alpha in which that of ``other``, one alike, acts now."""
+        if other._as_grown is not None:
+            with self.as_if_grown(other._as_grown):
+                yield
+            return
         with self.as_if(other._mode, None if other.seed is None else float(other.seed.alpha)):
             yield
 

@@ -14,11 +14,12 @@ from esper.actions import BLUEPRINT_NAMES, STYLES
 from esper.lifecycle import Stage
 from esper.network import optimizer as surgery
 from esper.network.alpha import Ramp
+from esper.network.nursery import Nursery
 from esper.network.seed import Seed, plant
 from esper.network.slot import Life, Slot, form_of, number
-from esper.observation import SlotStatistics
+from esper.observation import Audition, SlotStatistics
 
-FORMAT = 1
+FORMAT = 2
 """Version of the state of a growing network."""
 
 
@@ -30,21 +31,27 @@ def save_slot(slot: Slot, optimizer: Optimizer | None) -> dict[str, Any]:
         "statistics": {name: number(value) for name, value in vars(slot.statistics).items()},
     }
     if slot.seed is not None:
-        state["weights"] = {name: value.detach().clone() for name, value in slot.seed.state_dict().items()}
-        if optimizer is not None:
-            state["positions"] = surgery.positions(optimizer, slot.parameters())
+        state["weights"] = _copied(slot.seed)
+    if slot.nursery is not None:
+        state["nursery"] = {blueprint: _copied(candidate) for blueprint, candidate in slot.nursery.seeds.items()}
+    if optimizer is not None and (slot.seed or slot.nursery):
+        state["positions"] = surgery.positions(optimizer, [parameter for _, parameter in slot.named_parameters()])
     return state
+
+
+def _copied(seed: Seed) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in seed.state_dict().items()}
 
 
 def load_slots(slots: Sequence[Slot], states: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None) -> None:
     """Make slots what :func:`save_slot` saw. Everything that can go wrong goes wrong before anything changes."""
     saved = [states[slot.name] for slot in slots]
-    seeds = [_rebuild(slot, entry, model) for slot, entry in zip(slots, saved, strict=True)]
+    held = [_rebuild(slot, entry, model) for slot, entry in zip(slots, saved, strict=True)]
     if optimizer is not None:
-        present = [p for slot in slots for p in slot.parameters()]
-        surgery.replace(optimizer, present, _placed_parameters(slots, saved, seeds))
-    for slot, entry, seed in zip(slots, saved, seeds, strict=True):
-        slot.seed = seed
+        present = [p for slot in slots for _, p in slot.named_parameters()]
+        surgery.replace(optimizer, present, _placed_parameters(slots, saved, held))
+    for slot, entry, (seed, nursery) in zip(slots, saved, held, strict=True):
+        slot.seed, slot.nursery = seed, nursery
         slot.life = _life_from(entry["life"])
         slot.statistics = SlotStatistics(**{name: as_tensor(value) for name, value in entry["statistics"].items()})
         slot.refresh()
@@ -68,34 +75,40 @@ def _form(spec: Mapping[str, Any]) -> str:
     return f"{spec['kind']} of {spec['channels']}" + (", causal" if spec["causal"] else "")
 
 
-def _rebuild(slot: Slot, entry: Mapping[str, Any], model: nn.Module) -> Seed | None:
-    if "weights" not in entry:
-        return None
-    blueprint, style = BLUEPRINT_NAMES[entry["life"]["blueprint"]], STYLES[entry["life"]["style"]]
+def _rebuild(slot: Slot, entry: Mapping[str, Any], model: nn.Module) -> tuple[Seed | None, Nursery | None]:
+    """The seed and the candidates that the slot held."""
     device, dtype = form_of(slot, model)
-    seed = plant(blueprint, slot.spec, style, entropy=(0,), device=device, dtype=dtype)
-    seed.load_state_dict(entry["weights"])
-    return seed
+
+    def seed_of(blueprint: int, style: str, weights: Mapping[str, Tensor]) -> Seed:
+        seed = plant(BLUEPRINT_NAMES[blueprint], slot.spec, style, entropy=(0,), device=device, dtype=dtype)
+        seed.load_state_dict(weights)
+        return seed
+
+    life, nursery = entry["life"], entry.get("nursery")
+    seed = seed_of(life["blueprint"], STYLES[life["style"]], entry["weights"]) if "weights" in entry else None
+    candidates = {b: seed_of(b, "add", weights) for b, weights in (nursery or {}).items()}
+    return seed, Nursery(candidates) if candidates else None
 
 
 def _placed_parameters(
-    slots: Sequence[Slot], saved: Sequence[Mapping[str, Any]], seeds: Sequence[Seed | None]
+    slots: Sequence[Slot], saved: Sequence[Mapping[str, Any]], held: Sequence[tuple[Seed | None, Nursery | None]]
 ) -> dict[tuple[int, int], tuple[str, nn.Parameter]]:
-    """The rebuilt seeds' parameters, named, by the (group, index) at which they stood in the optimizer."""
+    """The rebuilt parameters, named, by the (group, index) at which they stood in the optimizer."""
     placed: dict[tuple[int, int], tuple[str, nn.Parameter]] = {}
-    for slot, entry, seed in zip(slots, saved, seeds, strict=True):
-        if seed is None:
+    for slot, entry, (seed, nursery) in zip(slots, saved, held, strict=True):
+        if seed is None and nursery is None:
             continue
         if "positions" not in entry:
             raise ValueError("the state was saved without an optimizer; build the network without one to load it")
-        named = [(slot.parameter_name(name), parameter) for name, parameter in seed.named_parameters()]
+        named = slot.names_of(seed, nursery)
         placed.update({(g, i): item for (g, i), item in zip(entry["positions"], named, strict=True)})
     return placed
 
 
 def _life_from(saved: Mapping[str, Any]) -> Life:
     ramp = None if saved["ramp"] is None else Ramp(**saved["ramp"])
-    return Life(**{**saved, "stage": Stage(saved["stage"]), "ramp": ramp})
+    auditioned = {blueprint: Audition(**result) for blueprint, result in saved["auditioned"].items()}
+    return Life(**{**saved, "stage": Stage(saved["stage"]), "ramp": ramp, "auditioned": auditioned})
 
 
 def as_tensor(value: float | None) -> Tensor | None:

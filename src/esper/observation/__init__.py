@@ -5,26 +5,50 @@ of its blueprint (−1 for an empty slot). A value that is not known (yet) is en
 outside the range of every known value, never as a silent zero.
 """
 
-from esper.observation.encoding import encode, feature_bounds, feature_names, features_size
-from esper.observation.fields import CONTRIBUTION_SCALE, RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKNOWN, Field
-from esper.observation.readings import RunReading, SlotReading, SlotState, SlotStatistics, doublings, size_ratio
+from esper.observation.encoding import encode, encode_prospects, feature_bounds, feature_names, features_size
+from esper.observation.fields import (
+    CONTRIBUTION_SCALE,
+    PROSPECT_FIELDS,
+    PROSPECT_SIZE,
+    RUN_FIELDS,
+    RUN_SIZE,
+    SLOT_FIELDS,
+    SLOT_SIZE,
+    UNKNOWN,
+    Field,
+)
+from esper.observation.readings import (
+    Audition,
+    Prospect,
+    RunReading,
+    SlotReading,
+    SlotState,
+    SlotStatistics,
+    doublings,
+    size_ratio,
+)
 from esper.observation.view import ObservationView
 
 __all__ = [
     "CONTRIBUTION_SCALE",
+    "PROSPECT_FIELDS",
+    "PROSPECT_SIZE",
     "RUN_FIELDS",
     "RUN_SIZE",
     "SLOT_FIELDS",
     "SLOT_SIZE",
     "UNKNOWN",
+    "Audition",
     "Field",
     "ObservationView",
+    "Prospect",
     "RunReading",
     "SlotReading",
     "SlotState",
     "SlotStatistics",
     "doublings",
     "encode",
+    "encode_prospects",
     "feature_bounds",
     "feature_names",
     "features_size",

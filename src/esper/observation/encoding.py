@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from esper.observation.fields import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKNOWN
+from esper.actions import BLUEPRINT_NAMES
+from esper.observation.fields import (
+    PROSPECT_FIELDS,
+    PROSPECT_SIZE,
+    RUN_FIELDS,
+    RUN_SIZE,
+    SLOT_FIELDS,
+    SLOT_SIZE,
+    UNKNOWN,
+)
 from esper.observation.readings import RunReading
 
 
@@ -36,3 +45,12 @@ def encode(run: RunReading) -> tuple[np.ndarray, np.ndarray]:
     for slot in run.slots:
         numbers.extend(f.encode(slot, run) for f in SLOT_FIELDS)
     return np.array(numbers, dtype=np.float32), np.array([s.blueprint for s in run.slots], dtype=np.int64)
+
+
+def encode_prospects(run: RunReading) -> np.ndarray:
+    """What is known of every blueprint in every slot, float32 ``[S, 13, P]``, known values in [-1, 1]."""
+    encoded = np.full((len(run.slots), len(BLUEPRINT_NAMES), PROSPECT_SIZE), UNKNOWN, dtype=np.float32)
+    for s, slot in enumerate(run.slots):
+        for b, prospect in enumerate(slot.prospects):
+            encoded[s, b] = [f.encode(prospect, slot, run) for f in PROSPECT_FIELDS]
+    return encoded

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from esper.lifecycle import ACTIVE_STAGES, EMBARGO_DECISIONS, Stage
-from esper.observation.readings import RunReading, SlotReading, size_ratio
+from esper.observation.readings import Prospect, RunReading, SlotReading, size_ratio
 
 UNKNOWN = -2.0
 """Encodes a value that is not known; known values lie in [-1, 1]."""
 
 CONTRIBUTION_SCALE = 5.0
 """Contributions are in points of score, mostly within ±0.2; they are encoded times this."""
+
+GAIN_SCALE = 20.0
+"""As-if gains of young seeds are a few points at most; they are encoded times this."""
 
 Encoded = float | None
 
@@ -254,7 +257,55 @@ SLOT_FIELDS: tuple[Field, ...] = (
 )
 """The 34 numbers about one slot; each reads a :class:`SlotReading` and its :class:`RunReading`."""
 
+# ------------------------------------------------------------------------------------------- about a prospect
+
+
+def _prospect_size(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
+    return math.log2(1 + prospect.params / run.host_params) / 4 if prospect.fits else None
+
+
+def _prospect_rent(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
+    total = run.host_params + run.added_params
+    return CONTRIBUTION_SCALE * run.rent * math.log2(1 + prospect.params / total) if prospect.fits else None
+
+
+def _prospect_flops(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
+    return math.log2(1 + prospect.flops / run.host_flops) / 4 if prospect.fits and run.host_flops else None
+
+
+def _gain(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
+    return None if prospect.audition is None else GAIN_SCALE * prospect.audition.gain
+
+
+def _gain_order(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
+    gain = None if prospect.audition is None else prospect.audition.gain
+    return None if gain is None else math.log10(max(gain, 1e-5) / 1e-5) / 5
+
+
+def _audition_trained(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
+    return None if prospect.audition is None else prospect.audition.trained / 8
+
+
+def _audition_age(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
+    return None if prospect.audition is None else prospect.audition.age / (run.horizon or 32)
+
+
+PROSPECT_FIELDS: tuple[Field, ...] = (
+    Field("fits", 0, 1, "1 if the slot can carry the blueprint", lambda p, s, r: p.fits),
+    Field("affordable", 0, 1, "1 if it is allowed and the budget pays for it, too", lambda p, s, r: p.affordable),
+    Field("params", 0, 1, "log2(1 + its parameters / host parameters) / 4", _prospect_size),
+    Field("rent", 0, 1, "5 × the rent that it would cost now", _prospect_rent),
+    Field("flops", 0, 1, "log2(1 + its FLOPs / FLOPs of the host) / 4", _prospect_flops),
+    Field("gain", -1, 1, "20 × what it would take off the loss, as its latest audition showed", _gain),
+    Field("gain_order", 0, 1, "log10(1e5 × that gain) / 5; 0 for none", _gain_order),
+    Field("trained", 0, 1, "decisions for which it had trained then / 8", _audition_trained),
+    Field("age", 0, 1, "decisions since then / horizon", _audition_age),
+    Field("auditioning", 0, 1, "1 if it trains in the slot's nursery now", lambda p, s, r: p.auditioning),
+)
+"""The numbers about one blueprint in one slot; each reads a :class:`Prospect`, its slot and its run."""
+
 RUN_SIZE = len(RUN_FIELDS)
 SLOT_SIZE = len(SLOT_FIELDS)
+PROSPECT_SIZE = len(PROSPECT_FIELDS)
 
 assert RUN_SIZE == 24 and SLOT_SIZE == 34, (RUN_SIZE, SLOT_SIZE)

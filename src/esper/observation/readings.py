@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -12,6 +12,18 @@ from esper.lifecycle import Stage
 
 Number = TypeVar("Number")
 """What a statistic is kept in: a tensor while it is measured, a plain number in a reading."""
+
+
+@dataclass(frozen=True)
+class Audition:
+    """What an audition has shown of one blueprint in one slot."""
+
+    gain: float
+    """What the candidate would take off the loss if it were blended in, in points of score."""
+    trained: int
+    """Decisions for which it had trained."""
+    age: int = 0
+    """Decisions since it was measured."""
 
 
 @dataclass
@@ -35,6 +47,10 @@ class SlotState:
     """Decisions since the contribution was measured."""
     germinations: int = 0
     prunes: int = 0
+    audition_left: int = 0
+    """Decisions that the running audition still takes; 0 where none runs."""
+    auditioned: Mapping[int, Audition] = field(default_factory=dict)
+    """The latest result of each blueprint that has auditioned here, by its index."""
 
 
 @dataclass
@@ -47,6 +63,24 @@ class SlotStatistics(Generic[Number]):
     seed_output_rms: Number | None = None
     """Of what the seed adds to (or would add to) the slot's output."""
     seed_gradient_rms: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prospect:
+    """What is known of one blueprint in one slot before it is germinated."""
+
+    fits: bool
+    """Whether the slot can carry it."""
+    affordable: bool
+    """Whether it fits, is allowed, and the budget that is left pays for it."""
+    params: int
+    """Parameters that it adds in its largest style."""
+    flops: int
+    """FLOPs that it adds to a forward pass over one sample."""
+    audition: Audition | None = None
+    """The latest result of its auditions here."""
+    auditioning: bool = False
+    """Whether it trains in the slot's nursery now."""
 
 
 @dataclass(kw_only=True)
@@ -67,6 +101,14 @@ class SlotReading(SlotState, SlotStatistics[float]):
     """Root mean square of the loss gradient with respect to the host's own parameters."""
     affordable_share: float | None = None
     """Share of the blueprints that fit the slot and the budget that is left."""
+
+    prospects: Sequence[Prospect] = ()
+    """One for each blueprint of the table, in its order."""
+
+    @property
+    def auditioning(self) -> list[str]:
+        """Names of the blueprints whose candidates train in the slot's nursery."""
+        return [BLUEPRINT_NAMES[b] for b, prospect in enumerate(self.prospects) if prospect.auditioning]
 
     @property
     def blueprint_name(self) -> str | None:
@@ -93,6 +135,8 @@ class RunReading:
     train_samples: int | None = None
     chance_score: float | None = None
     rolled_back: bool = False
+    host_flops: int | None = None
+    """FLOPs of a forward pass of the host over one sample."""
     slots: list[SlotReading] = field(default_factory=list)
 
 

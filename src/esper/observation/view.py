@@ -6,10 +6,11 @@ import numpy as np
 
 from esper.lifecycle import Stage
 from esper.observation.encoding import features_size
-from esper.observation.fields import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKNOWN, Encoded
+from esper.observation.fields import PROSPECT_FIELDS, RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, SLOT_SIZE, UNKNOWN, Encoded
 
 _RUN_INDEX = {f.name: i for i, f in enumerate(RUN_FIELDS)}
 _SLOT_INDEX = {f.name: i for i, f in enumerate(SLOT_FIELDS)}
+_PROSPECT_INDEX = {f.name: i for i, f in enumerate(PROSPECT_FIELDS)}
 
 
 class ObservationView:
@@ -20,6 +21,7 @@ class ObservationView:
     Args:
         features: The encoded numbers, ``[24 + 34·S]``.
         blueprints: Blueprint index of each slot, ``[S]``.
+        prospects: What is known of each blueprint in each slot, ``[S, 13, P]``; ``None`` where nothing is.
 
     Example:
         >>> from esper.observation import RunReading, SlotReading, encode
@@ -31,7 +33,7 @@ class ObservationView:
         (0.5, None, 1.0)
     """
 
-    def __init__(self, features: np.ndarray, blueprints: np.ndarray) -> None:
+    def __init__(self, features: np.ndarray, blueprints: np.ndarray, prospects: np.ndarray | None = None) -> None:
         self.num_slots = len(blueprints)
         if features.shape != (features_size(self.num_slots),):
             raise ValueError(
@@ -39,6 +41,7 @@ class ObservationView:
             )
         self._features = features
         self._blueprints = blueprints
+        self._prospects = prospects
 
     def __getitem__(self, name: str) -> Encoded:
         return self._read(_RUN_INDEX[name])
@@ -56,6 +59,15 @@ class ObservationView:
         """Index of a slot's blueprint, −1 when it is empty."""
         return int(self._blueprints[slot])
 
+    def prospect(self, slot: int, blueprint: int, name: str) -> Encoded:
+        """The number ``name`` of a blueprint in a slot, as :data:`PROSPECT_FIELDS` describes it."""
+        if self._prospects is None:
+            return None
+        return _known(self._prospects[slot, blueprint, _PROSPECT_INDEX[name]])
+
     def _read(self, index: int) -> Encoded:
-        value = float(self._features[index])
-        return None if value == UNKNOWN else value
+        return _known(self._features[index])
+
+
+def _known(number: float) -> Encoded:
+    return None if number == UNKNOWN else float(number)

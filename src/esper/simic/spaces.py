@@ -23,6 +23,8 @@ MASK = "action_mask"
 """Key of the mask in a Dict observation or in ``infos``."""
 SLOTS = "blueprints"
 """Key of the blueprint indices in a Dict observation."""
+PROSPECTS = "prospects"
+"""Key of what is known of each blueprint in each slot, in a Dict observation with slots."""
 
 _OBSERVATIONS = (
     "supported observations are Box of at most 2 dimensions, Discrete, MultiDiscrete, MultiBinary, "
@@ -153,7 +155,7 @@ class EnvironmentAdapter:
         self.sizes = self.heads.sizes(self.num_slots)
         self._starts = _starts_of(self._action_space)
         self._check_heads()
-        self._encoders = {k: _encoder(k, space) for k, space in self._entries.items() if k not in (MASK, SLOTS)}
+        self._encoders = {k: _encoder(k, space) for k, space in self._entries.items() if k not in self._special()}
         if not self._encoders:
             raise ValueError(f"expected an entry besides '{MASK}' in the observation, got {list(self._entries)}")
         self.state_dim = sum(size for size, _ in self._encoders.values())
@@ -162,6 +164,10 @@ class EnvironmentAdapter:
     def _as_entries(self, whole: Any) -> Any:
         """A Dict observation (or its space) by key; any other as the one entry "observation"."""
         return whole if isinstance(self._observation_space, spaces.Dict) else {"observation": whole}
+
+    def _special(self) -> tuple[str, ...]:
+        """Entries that are no features."""
+        return (MASK, SLOTS, PROSPECTS) if self.num_slots else (MASK,)
 
     def _find_slots(self) -> int:
         if SLOTS not in self._entries:

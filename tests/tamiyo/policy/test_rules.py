@@ -6,9 +6,13 @@ import pytest
 from episodes import play, quick_task
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.env.growth_env import GrowthVectorEnv
+from esper.env.reward import RewardConfig
 from esper.lifecycle import Op, Stage
+from esper.observation import PROSPECT_FIELDS
 from esper.tamiyo.policy.registry import POLICIES, FunctionPolicy, make_policy
-from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+from esper.tamiyo.policy.rules import AuditionPolicy, FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+
+FIELDS = [field.name for field in PROSPECT_FIELDS]
 
 
 @pytest.fixture(params=["digits", "breast_cancer"])
@@ -42,6 +46,45 @@ def test_the_heuristic_keeps_nothing_that_does_not_pay(env):
     ops = {Op(int(op)) for action in actions for op in action["op"]}
     assert Op.PRUNE in ops
     assert Op.FOSSILIZE not in ops
+
+
+@pytest.mark.parametrize("task", ["digits", "breast_cancer"])
+def test_the_rule_that_holds_auditions_grows_what_they_put_first(task):
+    policy = AuditionPolicy(last_decisions=2)
+    env = GrowthVectorEnv(
+        2,
+        quick_task(task, horizon=16),
+        autoreset_mode="NextStep",
+        auditions=policy.auditions,
+        reward=RewardConfig(rent=0),
+    )
+    observation, _ = env.reset(seed=0)
+    policy.reset(2, 0)
+    grown = [0, 0]
+    for _ in range(16):
+        action = policy.act(observation)
+        for row, op in enumerate(action["op"]):
+            prospects = observation["prospects"][row]
+            assert not (op == Op.GERMINATE and prospects[..., FIELDS.index("auditioning")].any())
+            if op == Op.GERMINATE:
+                dormant = [slot.stage is Stage.DORMANT for slot in env.reports[row].reading.slots]
+                gains = prospects[dormant][..., FIELDS.index("gain_order")]
+                assert (
+                    prospects[action["slot"][row], action["blueprint"][row], FIELDS.index("gain_order")] == gains.max()
+                )
+                grown[row] += 1
+        observation, *_ = env.step(action)
+    env.close()
+    assert min(grown) >= 1
+
+
+def test_the_rule_that_holds_auditions_grows_nothing_where_rent_is_dear():
+    policy = AuditionPolicy()
+    task = quick_task("digits", horizon=10)
+    env = GrowthVectorEnv(2, task, autoreset_mode="NextStep", auditions=policy.auditions, reward=RewardConfig(rent=9.0))
+    _, actions = play(env, policy)
+    env.close()
+    assert not any(action["op"].any() for action in actions)
 
 
 def test_the_random_policy_uses_every_op_and_depends_on_its_seed_alone(env):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from esper.auditions import Auditions
 from esper.env.engine.engine import RowReport
 from esper.env.episode import Episode
 from esper.network.growing_network import GrowingNetwork
@@ -73,6 +74,7 @@ class Run(History):
         blueprints: Names of the blueprints that may be germinated.
         model: The untrained host.
         optimizer: Takes the seeds' parameters in, where there is one optimizer per host.
+        auditions: What auditions in dormant slots; ``None`` for nothing.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Run(History):
         blueprints: Sequence[str],
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
+        auditions: Auditions | None = None,
     ) -> None:
         self.task, self.episode = task, episode
         self.data = EpisodeData(task, episode)
@@ -102,6 +105,7 @@ class Run(History):
             blueprints=blueprints,
             seed=episode.seed,
             causal=task.causal,
+            auditions=auditions,
         )
         self.samples_seen = 0
 

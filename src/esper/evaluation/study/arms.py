@@ -13,6 +13,7 @@ from esper.env.reward import RewardConfig
 from esper.evaluation.episodes import EpisodeResult, evaluation_seeds, run_episodes
 from esper.evaluation.names import (
     ALL_FILLED,
+    AUDITION,
     BEST_OF_RANDOM,
     EARLIEST,
     FIXED,
@@ -74,6 +75,7 @@ class Bench:
             self.task,
             reward=RewardConfig(rent=self.rent),
             autoreset_mode=AutoresetMode.NEXT_STEP,
+            auditions=getattr(policy, "auditions", None),
         )
         try:
             return run_episodes(env, policy, self.seeds, arm=arm, keep_features=keep_features)
@@ -211,6 +213,11 @@ def study_arms(tasks: tuple[str, ...], rents: tuple[float, ...], random_count: i
             HEURISTIC,
             "written by hand: tries blocks, keeps those whose contribution pays the rent",
             _named("heuristic"),
+        ),
+        Arm(
+            AUDITION,
+            "written by hand: lets all kinds of blocks audition, grows what promises most, asks again",
+            _named("audition"),
         ),
         Arm(TAMIYO, "the learned controller", _tamiyo),
         Arm(SHUFFLED, "the learned controller, shown what happens in other runs of the same task", _shuffled),

@@ -26,19 +26,25 @@ from typing import Any, Protocol
 import numpy as np
 
 from esper.actions import HEAD_NAMES, Decision, slot_index
+from esper.auditions import Auditions
 from esper.lifecycle import Op
 from esper.observation import ObservationView
 
 Observation = Mapping[str, Any]
 """``features`` float ``[B, 24 + 34·S]``, ``blueprints`` int ``[B, S]``, ``action_mask`` {head: bool ``[B, ...]``};
-where the names of the slots are known, ``slot_names``, S of them, the same for every run."""
+``prospects`` float ``[B, S, 13, P]`` where there are any; where the names of the slots are known, ``slot_names``, S of
+them, the same for every run."""
 
 Actions = dict[str, np.ndarray]
 """Head name → int64 ``[B]``."""
 
 
 class Policy(Protocol):
-    """Anything that decides for B runs at once."""
+    """Anything that decides for B runs at once.
+
+    One that decides by auditions says which, in an attribute ``auditions``
+    (:class:`~esper.auditions.Auditions`).
+    """
 
     def reset(self, num_runs: int, seed: int) -> None:
         """Forget everything: ``num_runs`` new runs begin. ``seed`` drives whatever the policy draws."""
@@ -84,6 +90,9 @@ class RunView:
 class RulePolicy(ABC):
     """A policy written as a rule for one run; :meth:`decide` is all there is to write."""
 
+    auditions: Auditions | None = None
+    """What auditions in empty slots where this rule decides; ``None`` for a rule that does not ask."""
+
     def __init__(self) -> None:
         self._runs: list[RunView] = []
 
@@ -104,9 +113,13 @@ class RulePolicy(ABC):
                 f"expected observations of {len(self._runs)} runs, got {len(features)}; "
                 f"call reset(num_runs={len(features)}, seed=...) when new runs begin"
             )
-        decisions = []
+        decisions, prospects = [], observation.get("prospects")
         for row, run in enumerate(self._runs):
-            run.observation = ObservationView(features[row], np.asarray(observation["blueprints"][row]))
+            run.observation = ObservationView(
+                features[row],
+                np.asarray(observation["blueprints"][row]),
+                None if prospects is None else np.asarray(prospects[row]),
+            )
             run.masks = {name: np.asarray(observation["action_mask"][name][row]) for name in HEAD_NAMES}
             run.slot_names = tuple(observation.get("slot_names", ()))
             decisions.append(self.decide(run).to_mapping(run.slot_names))

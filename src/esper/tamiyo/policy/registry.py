@@ -12,7 +12,7 @@ from esper.actions import Decision
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
 from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
-from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+from esper.tamiyo.policy.rules import AuditionPolicy, FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 
 SHIPPED = Path(__file__).with_name("shipped")
 """Directory of the trained Tamiyo that comes with Esper."""
@@ -27,6 +27,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "random": RandomPolicy,
     "fixed": FixedSchedulePolicy,
     "heuristic": HeuristicPolicy,
+    "audition": AuditionPolicy,
     "tamiyo": _shipped,
 }
 """Name → a new policy; ``tamiyo`` is the trained one that comes with Esper. Register your own:

@@ -1,11 +1,14 @@
-"""Baseline controllers: wait, random legal, a fixed schedule, and a heuristic."""
+"""Controllers written by hand: wait, random legal, a fixed schedule, a heuristic, and one that holds auditions."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, STYLES, TEMPOS, Decision
-from esper.lifecycle import Op
+from esper.auditions import Auditions
+from esper.lifecycle import Op, Stage
 from esper.observation import CONTRIBUTION_SCALE
 from esper.tamiyo.policy.protocol import RulePolicy, RunView
 
@@ -119,3 +122,92 @@ class HeuristicPolicy(RulePolicy):
                 keep = net / CONTRIBUTION_SCALE > self.margin
                 return Decision(Op.FOSSILIZE if keep else Op.PRUNE, slot, tempo=_INSTANT)
         return None
+
+
+class AuditionPolicy(RulePolicy):
+    """Lets kinds of seeds audition, grows the one that promises most, and asks again on the network that comes of it.
+
+    What a candidate would take off the loss after some decisions in isolation is a small share q of the missing points
+    m; what it takes off once it is blended in and trains on is more, by a factor that differs between tasks but hardly
+    between the seeds of one run. So a candidate is worth
+
+        m · (1 − (1 − q)^n) − rent,
+
+    as if it took its share n times over, and n is read off the seeds of this run that have been grown already. The best
+    candidate of all slots is germinated if it is worth more than nothing, blended in at once, and judged by its
+    contribution after ``probation`` decisions.
+
+    Args:
+        compounding: n before anything has been grown.
+        probation: Decisions a seed is held before it is judged.
+        last_decisions: Decisions at the end of the run in which nothing is germinated any more.
+    """
+
+    auditions = Auditions()
+
+    def __init__(self, compounding: float = 8.0, probation: int = 3, last_decisions: int = 5) -> None:
+        super().__init__()
+        self.compounding = compounding
+        self.probation = probation
+        self.last_decisions = last_decisions
+
+    def decide(self, run: RunView) -> Decision:
+        """Let in what has been chosen, judge what has been held, and choose when all auditions are over."""
+        return self._advance(run) or self._judge(run) or self._germinate(run) or Decision()
+
+    def _advance(self, run: RunView) -> Decision | None:
+        for slot in run.slots_allowing(Op.ADVANCE):
+            if run.observation.stage(slot) is Stage.TRAINING:
+                return Decision(Op.ADVANCE, slot, tempo=_INSTANT, alpha_target=_FULL)
+        return None
+
+    def _judge(self, run: RunView) -> Decision | None:
+        for slot in run.slots_allowing(Op.FOSSILIZE):
+            net = run.observation.slot(slot, "contribution_net")
+            begun, _ = run.memory[slot]
+            if net is not None and run.decision - begun > self.probation:
+                return Decision(Op.FOSSILIZE if net > 0 else Op.PRUNE, slot, tempo=_INSTANT)
+        return None
+
+    def _germinate(self, run: RunView) -> Decision | None:
+        times = self._times(run)
+        left = run.observation["decisions_left"]
+        if left is not None and 2 ** (8 * left) - 1 <= self.last_decisions:
+            return None
+        choices = [(s, b) for s in run.slots_allowing(Op.GERMINATE) for b in run.blueprints_for(s)]
+        if any(run.observation.prospect(slot, blueprint, "auditioning") for slot, blueprint in choices):
+            return None
+        tried = run.memory.setdefault("tried", set())
+        worths = {choice: self._worth(run, *choice, times) for choice in choices if choice not in tried}
+        best = max(worths, key=lambda choice: worths[choice], default=None)
+        if best is None or worths[best] <= 0:
+            return None
+        tried.add(best)
+        run.memory[best[0]] = (run.decision, self._share(run, *best))
+        return Decision(Op.GERMINATE, *best)
+
+    def _share(self, run: RunView, slot: int, blueprint: int) -> float:
+        """Share of the missing points that a candidate would take, as it is."""
+        order, missing = run.observation.prospect(slot, blueprint, "gain_order"), self._missing(run)
+        return 0.0 if order is None or missing <= 0 else min((10 ** (5 * order) - 1) * 1e-5 / missing, 0.99)
+
+    def _worth(self, run: RunView, slot: int, blueprint: int, times: float) -> float:
+        rent = run.observation.prospect(slot, blueprint, "rent") or 0.0
+        share = self._share(run, slot, blueprint)
+        return self._missing(run) * (1 - (1 - share) ** times) - rent / CONTRIBUTION_SCALE
+
+    def _missing(self, run: RunView) -> float:
+        return 1 - (run.observation["score"] or 0.0)
+
+    def _times(self, run: RunView) -> float:
+        """How many times over the seeds of this run have taken the share that they showed when they were isolated."""
+        known = run.memory.setdefault("times", {})
+        for slot in run.slots_allowing(Op.FOSSILIZE):
+            contribution = run.observation.slot(slot, "contribution")
+            begun, share = run.memory[slot]
+            if contribution is None or share <= 0:
+                continue
+            contribution /= CONTRIBUTION_SCALE
+            taken = min(max(contribution / (self._missing(run) + contribution), 0.0), 0.99) if contribution > 0 else 0.0
+            known[begun] = math.log(1 - taken) / math.log(1 - share)
+        return float(np.mean(list(known.values()))) if known else self.compounding

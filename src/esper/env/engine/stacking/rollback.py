@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from esper.env.engine.stacking.pool import Saved
-from esper.env.engine.stacking.stack import HostStack, Placed, StackedRun
+from esper.env.engine.stacking.stack import HostStack, StackedRun, seeds_of
 from esper.network.governor import Governor
+from esper.network.nursery import Nursery
 from esper.network.seed import Seed
 from esper.network.slot import Life, Slot
 from esper.observation import SlotStatistics
@@ -17,12 +18,13 @@ from esper.observation import SlotStatistics
 
 @dataclass(frozen=True)
 class SlotSnapshot:
-    """A slot as it was; its seed, if any, with the row that held its parameters."""
+    """A slot as it was: its state, and what it held, with the rows of their parameters, by blueprint."""
 
     life: Life
     statistics: SlotStatistics[Tensor]
-    placed: Placed | None
-    weights: Saved | None
+    is_grown: bool
+    """Whether it held a seed, not candidates."""
+    held: dict[int, tuple[Seed, Saved]]
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,17 @@ class StackedGovernor(Governor):
         """Remember the present state as good."""
         run = self._run
         self._stack.settle_seeds(run)
-        slots = [self._slot_snapshot(slot, run.seeds.get(index)) for index, slot in enumerate(run.network.slots)]
+        slots = [self._slot_snapshot(index, slot) for index, slot in enumerate(run.network.slots)]
         self._good = RunSnapshot(run.host.save(), run.network.host_gradient_rms, slots)
 
-    @staticmethod
-    def _slot_snapshot(slot: Slot, placed: Placed | None) -> SlotSnapshot:
-        weights = None if placed is None else placed.save()
-        return SlotSnapshot(replace(slot.life), replace(slot.statistics), placed, weights)
+    def _slot_snapshot(self, index: int, slot: Slot) -> SlotSnapshot:
+        held = {b: (seed, self._run.seeds[index, b].save()) for b, seed in seeds_of(slot).items()}
+        return SlotSnapshot(replace(slot.life), replace(slot.statistics), slot.seed is not None, held)
 
     def _seeds_are_finite(self) -> bool:
-        return all(bool(torch.isfinite(placed.weights()).all()) for placed in self._run.seeds.values())
+        slots = enumerate(self._run.network.slots)
+        rows = [self._run.seeds[i, slot.life.blueprint].weights() for i, slot in slots if slot.seed is not None]
+        return all(bool(torch.isfinite(row).all()) for row in rows)
 
     def _restore(self) -> None:
         run = self._run
@@ -62,11 +65,11 @@ class StackedGovernor(Governor):
         run.network.host_gradient_rms = self._good.host_gradient_rms
         for slot, good in zip(run.network.slots, self._good.slots, strict=True):
             slot.life, slot.statistics = replace(good.life), replace(good.statistics)
-            seed = None if good.placed is None else good.placed.module
-            assert seed is None or isinstance(seed, Seed)
-            slot.seed = seed
+            seeds = {blueprint: seed for blueprint, (seed, _) in good.held.items()}
+            slot.seed = seeds[good.life.blueprint] if good.is_grown else None
+            slot.nursery = Nursery(seeds) if seeds and not good.is_grown else None
             slot.refresh()
         self._stack.settle_seeds(run)
         for index, good in enumerate(self._good.slots):
-            if good.weights is not None:
-                run.seeds[index].restore(good.weights)
+            for blueprint, (_, weights) in good.held.items():
+                run.seeds[index, blueprint].restore(weights)

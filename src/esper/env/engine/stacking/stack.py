@@ -23,6 +23,7 @@ from esper.lifecycle import Stage
 from esper.network.attribution import Counterfactual
 from esper.network.blueprints import SlotSpec, build_blueprint
 from esper.network.governor import Governor
+from esper.network.seed import Seed
 from esper.network.slot import Slot
 from esper.tasks import Task
 
@@ -67,8 +68,8 @@ class StackedRun(Run):
     """A host that is trained in a :class:`HostStack`. Its modules are real; their parameters live in the pools."""
 
     host: Placed
-    seeds: dict[int, Placed]
-    """By slot."""
+    seeds: dict[tuple[int, int], Placed]
+    """Seeds and candidates, by slot and blueprint: a slot holds one of a kind at most."""
     governor: Governor
 
 
@@ -79,11 +80,16 @@ class View:
     run: StackedRun
     question: Counterfactual | None = None
 
-    def alpha(self, index: int, slot: Slot) -> float | None:
-        """How much of the slot's seed is blended in; ``None`` where none takes part."""
-        if self.question is not None and self.question.slot == index:
-            return self.question.alpha
-        return None if slot.seed is None or slot.stage is Stage.TRAINING else slot.alpha
+    def alpha(self, index: int, blueprint: int) -> float | None:
+        """How much of the slot's seed of this blueprint is blended in; ``None`` where there is none that acts."""
+        question, slot = self.question, self.run.network.slots[index]
+        if question is not None and question.slot == index and question.candidate is not None:
+            return question.alpha if question.candidate == blueprint else None
+        if slot.seed is None or slot.life.blueprint != blueprint:
+            return None
+        if question is not None and question.slot == index:
+            return question.alpha
+        return None if slot.stage is Stage.TRAINING else slot.alpha
 
 
 class SeedKind:
@@ -144,19 +150,23 @@ class HostStack:
             placed.leave()
 
     def settle_seeds(self, run: StackedRun) -> None:
-        """Give new seeds a row, and take those of seeds that are gone."""
-        for index, slot in enumerate(run.network.slots):
-            placed = run.seeds.get(index)
-            if placed is not None and placed.module is not slot.seed:
-                run.seeds.pop(index).leave()
-            if slot.seed is not None and index not in run.seeds:
-                run.seeds[index] = Placed.put(slot.seed, self._kind(index, slot).pool, run.episode.learning_rate)
+        """Give new seeds and candidates a row, and take those of what is gone."""
+        present = {
+            (index, blueprint): seed
+            for index, slot in enumerate(run.network.slots)
+            for blueprint, seed in seeds_of(slot).items()
+        }
+        for key in [key for key, placed in run.seeds.items() if placed.module is not present.get(key)]:
+            run.seeds.pop(key).leave()
+        for (index, blueprint), seed in present.items():
+            if (index, blueprint) not in run.seeds:
+                kind = self._kind(index, blueprint, run.network.slots[index].spec)
+                run.seeds[index, blueprint] = Placed.put(seed, kind.pool, run.episode.learning_rate)
 
-    def _kind(self, index: int, slot: Slot) -> SeedKind:
-        key = (index, slot.life.blueprint)
-        if key not in self._kinds:
-            self._kinds[key] = SeedKind(slot.life.blueprint, slot.spec, dtype=self._dtype, device=self._device)
-        return self._kinds[key]
+    def _kind(self, index: int, blueprint: int, spec: SlotSpec) -> SeedKind:
+        if (index, blueprint) not in self._kinds:
+            self._kinds[index, blueprint] = SeedKind(blueprint, spec, dtype=self._dtype, device=self._device)
+        return self._kinds[index, blueprint]
 
     # ------------------------------------------------------------------------------------------- training
 
@@ -202,11 +212,12 @@ class HostStack:
             groups = []
             for blueprint, rows in _by_blueprint(runs, index):
                 kind = self._kinds[index, blueprint]
-                members = [runs[row].seeds[index].member for row in rows]
+                members = [runs[row].seeds[index, blueprint].member for row in rows]
                 kind.pool.arrange(members)
                 trained.append((kind.pool, len(members)))
                 held = [runs[row].network.slots[index] for row in rows]
-                alphas = [None if slot.stage is Stage.TRAINING else slot.alpha for slot in held]
+                isolated = [slot.seed is None or slot.stage is Stage.TRAINING for slot in held]
+                alphas = [None if alone else slot.alpha for alone, slot in zip(isolated, held, strict=True)]
                 groups.append(_group(kind, kind.pool.leaves(len(rows)), rows, held, alphas))
             slots.append(JoinedSlot(runs[0].network.slots[index].spec, groups))
         return slots, trained
@@ -233,11 +244,11 @@ class HostStack:
                 statistics.activation_rms = joined.measurement.activation[row]
                 statistics.slot_gradient_rms = joined.measurement.gradient[row]
             for group, effects in zip(joined.groups, joined.measurement.effects, strict=True):
-                placed = [runs[row].seeds[index] for row in group.rows.tolist()]
-                gradients = placed[0].pool.gradient_rms(len(placed))
+                gradients = group.pool.gradient_rms(len(group.rows))
                 for row, effect, gradient in zip(group.rows.tolist(), effects, gradients, strict=True):
-                    statistics = runs[row].network.slots[index].statistics
-                    statistics.seed_output_rms, statistics.seed_gradient_rms = effect, gradient
+                    slot = runs[row].network.slots[index]
+                    if slot.seed is not None:
+                        slot.statistics.seed_output_rms, slot.statistics.seed_gradient_rms = effect, gradient
 
     # ------------------------------------------------------------------------------------------- evaluation
 
@@ -256,28 +267,38 @@ class HostStack:
         runs = [view.run for view in views]
         groups = []
         for blueprint, all_rows in _by_blueprint(runs, index):
-            alphas = {row: views[row].alpha(index, runs[row].network.slots[index]) for row in all_rows}
+            alphas = {row: views[row].alpha(index, blueprint) for row in all_rows}
             rows = [row for row in all_rows if alphas[row] is not None]
             if not rows:
                 continue
             kind = self._kinds[index, blueprint]
-            positions = self._indices([runs[row].seeds[index].member.position for row in rows])
+            positions = self._indices([runs[row].seeds[index, blueprint].member.position for row in rows])
             held = [runs[row].network.slots[index] for row in rows]
             groups.append(_group(kind, kind.pool.selected(positions), rows, held, [alphas[row] for row in rows]))
         return JoinedSlot(runs[0].network.slots[index].spec, groups)
 
 
+def seeds_of(slot: Slot) -> dict[int, Seed]:
+    """What a slot holds, by blueprint: its seed, or its candidates."""
+    if slot.seed is not None:
+        return {slot.life.blueprint: slot.seed}
+    return {} if slot.nursery is None else slot.nursery.seeds
+
+
 def _group(
     kind: SeedKind, parameters: list[Stacked], rows: Sequence[int], held: Sequence[Slot], alphas: Sequence[float | None]
 ) -> Group:
-    styles = [slot.life.style for slot in held]
-    return Group(kind.template, parameters, rows, (styles.count(0), styles.count(1), styles.count(2)), alphas)
+    styles = [slot.life.style or 0 for slot in held]
+    counts = (styles.count(0), styles.count(1), styles.count(2))
+    return Group(kind.template, parameters, rows, counts, alphas, kind.pool)
 
 
 def _by_blueprint(runs: Sequence[StackedRun], index: int) -> list[tuple[int, list[int]]]:
-    """For each blueprint in this slot, the rows that hold it, those of one style together."""
+    """For each blueprint in this slot, the rows in which it acts or learns, those of one style together."""
     rows: dict[int, list[int]] = defaultdict(list)
     for row, run in enumerate(runs):
-        if run.network.slots[index].seed is not None:
-            rows[run.network.slots[index].life.blueprint].append(row)
-    return [(b, sorted(rows[b], key=lambda r: (runs[r].network.slots[index].life.style, r))) for b in sorted(rows)]
+        slot = run.network.slots[index]
+        if slot.seed is not None or slot.is_auditioning:
+            for blueprint in seeds_of(slot):
+                rows[blueprint].append(row)
+    return [(b, sorted(rows[b], key=lambda r: (runs[r].network.slots[index].life.style or 0, r))) for b in sorted(rows)]

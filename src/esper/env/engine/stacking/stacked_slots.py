@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from esper.env.engine.stacking.memory_format import add_to_rows, cat_rows, pick_rows, relaid, take_rows
+from esper.env.engine.stacking.pool import ParameterPool
 from esper.env.engine.stacking.stacked_tensor import Stacked
 from esper.env.engine.stacking.template import Template
 from esper.network.blueprints import SlotSpec
@@ -65,7 +66,7 @@ class _Join(Function):
 
 
 class Group:
-    """The hosts that hold one blueprint in one slot.
+    """The hosts that hold one blueprint in one slot, as a seed or as a candidate of an audition.
 
     Args:
         blueprint: The blueprint, stacked.
@@ -73,6 +74,7 @@ class Group:
         rows: Which hosts they are, ``[n]``, grouped by style.
         styles: Number of them that add, that multiply and that are gated.
         alphas: How much is blended in; ``None`` for seeds that learn in isolation.
+        pool: Where the parameters live.
     """
 
     def __init__(
@@ -82,8 +84,10 @@ class Group:
         rows: Sequence[int],
         styles: tuple[int, int, int],
         alphas: Sequence[float | None],
+        pool: ParameterPool,
     ) -> None:
         self.blueprint = blueprint
+        self.pool = pool
         self.parameters = parameters
         self.styles = styles
         data = parameters[0].data

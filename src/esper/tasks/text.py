@@ -1,16 +1,14 @@
-"""Character-level language models over text that ships with CPython."""
+"""Character-level language models over Python's own texts, which ship with Esper: every version reads the same."""
 
 from __future__ import annotations
 
-import inspect
-from abc import abstractmethod
 from collections import Counter
-from pydoc_data.topics import topics
 
 import torch
 from torch import Tensor, nn
 
 from esper.tasks.hosts import BLOCKS, scaled, token_host
+from esper.tasks.shipped import read_text
 from esper.tasks.task import Splits, Task, register_task
 
 _RARE = "\N{REPLACEMENT CHARACTER}"
@@ -20,21 +18,18 @@ _RARE_BELOW = 20
 class CharacterTask(Task):
     """Predict the next character of a text.
 
-    The splits are consecutive stretches of one text, in this order. The texts, and so the scores, differ a little
-    between versions of Python; compare runs of one version.
+    The splits are consecutive stretches of one text, in this order.
     """
 
     slots = BLOCKS
     causal = True
 
+    text: str
+    """Name of the shipped text; what is beyond the last sample is left out."""
     length: int
     """Characters in a sample."""
     samples: tuple[int, int, int]
     """Training, validation and test samples."""
-
-    @abstractmethod
-    def text(self) -> str:
-        """The whole text; what is beyond the last sample is left out."""
 
     def load(self) -> Splits:
         """Windows of ``length`` characters and, as targets, the characters that follow each."""
@@ -45,7 +40,7 @@ class CharacterTask(Task):
 
     def _tokens(self) -> Tensor:
         """The text as int64 tokens; characters rare in the training stretch are one token."""
-        text = self.text()[: sum(self.samples) * self.length + 1]
+        text = read_text(self.text)[: sum(self.samples) * self.length + 1]
         training = Counter(text[: self.samples[0] * self.length])
         vocabulary = [_RARE, *sorted(char for char, count in training.items() if count >= _RARE_BELOW)]
         index = {char: token for token, char in enumerate(vocabulary)}
@@ -62,12 +57,9 @@ class CharLM(CharacterTask):
 
     name = "charlm"
     description = "next character of Python's help texts, 32 characters a sample (pydoc_data.topics)"
+    text = "help.txt"
     length = 32
     samples = (4000, 500, 500)
-
-    def text(self) -> str:
-        """All help texts in the order of their names; white space is one blank."""
-        return " ".join(" ".join(topics[topic] for topic in sorted(topics)).split())
 
 
 @register_task
@@ -80,20 +72,6 @@ class CodeLM(CharacterTask):
     name = "codelm"
     description = "next character of Python source code, 16 characters a sample (the module inspect)"
     batch_size = 32
+    text = "inspect.py.txt"
     length = 16
     samples = (4000, 500, 500)
-
-    def text(self) -> str:
-        """The module line by line; white space at both ends of a line, and empty lines, are left out.
-
-        Raises:
-            FileNotFoundError: When this Python comes without the source code of its standard library.
-        """
-        try:
-            lines = map(str.strip, inspect.getsource(inspect).splitlines())
-        except OSError as error:
-            raise FileNotFoundError(
-                f"task '{self.name}' reads the source code of the standard library, which this Python comes without "
-                f"({error}); install Python with its .py files, or choose another task"
-            ) from error
-        return "\n".join(line for line in lines if line)

@@ -65,7 +65,7 @@ def run(task: Task, factor: Callable[[int], float], seed: int) -> float:
                     contributions=False, seed=seed)  # fmt: skip
     scale_new_steps(optimizer, growth, factor)
     for _ in range(EPOCHS):
-        train_one_epoch(task, model, optimizer)
+        train_one_epoch(task, model, optimizer, progress=0.0)
         scheduler.step()
         growth.step(evaluate)
     return growth.history[-1].score

@@ -117,8 +117,8 @@ class GrowCommand:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=self.quiet) as progress:
             bar = progress.add_task("growing", total=self.epochs)
-            for _ in range(self.epochs):
-                train_loss = train_one_epoch(task, model, optimizer)
+            for epoch in range(self.epochs):
+                train_loss = train_one_epoch(task, model, optimizer, epoch / self.epochs)
                 scheduler.step()
                 step = growth.step(evaluate, train_loss)
                 if not step.decided.startswith(("WAIT", "no decision")):
@@ -127,11 +127,11 @@ class GrowCommand:
         return growth, growth.history[-1].score
 
 
-def train_one_epoch(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    """One pass over the training data; the mean training loss."""
+def train_one_epoch(task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, progress: float) -> float:
+    """One pass over the training data that are seen at ``progress`` in [0, 1) of the run; the mean training loss."""
     model.train()
     losses = []
-    for x, y in batches(task):
+    for x, y in batches(task, progress):
         optimizer.zero_grad()
         loss = task.loss(model(x), y)
         loss.backward()
@@ -140,10 +140,10 @@ def train_one_epoch(task: Task, model: nn.Module, optimizer: torch.optim.Optimiz
     return sum(losses) / len(losses)
 
 
-def batches(task: Task) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training data in a new order, in whole batches."""
-    splits = task.splits()
-    order = torch.randperm(len(splits.train_x))
+def batches(task: Task, progress: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training data that are seen at ``progress`` in [0, 1) of a run, in a new order, in whole batches."""
+    splits, stretch = task.splits(), task.stretch(progress)
+    order = stretch.start + torch.randperm(len(stretch))
     for first in range(0, len(order) - task.batch_size + 1, task.batch_size):
         chosen = order[first : first + task.batch_size]
         yield splits.train_x[chosen], splits.train_y[chosen]

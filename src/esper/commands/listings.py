@@ -17,7 +17,7 @@ class TasksCommand:
 
     def run(self, console: Console) -> None:
         """Print a few lines for each task."""
-        console.print("Tasks (embedded, no download)")
+        console.print("Tasks (no download)")
         for name, task_class in TASKS.items():
             console.print(f"\n[bold]{name}[/bold]: {task_class.description}", highlight=False)
             lines = Table.grid(padding=(0, 2), pad_edge=False)
@@ -34,6 +34,7 @@ def _facts(task: Task) -> dict[str, str]:
         "host": f"{host_params:,} parameters; slots {', '.join(task.slots)}",
         "episode": f"{task.horizon} decisions × {task.steps_per_decision} steps × batch {task.batch_size}",
         "published": task.reference,
+        "held out": "no policy that ships is trained on it" if task.held_out else "",
     }
     return {label: text for label, text in facts.items() if text}
 

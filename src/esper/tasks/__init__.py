@@ -1,17 +1,18 @@
-"""Tasks: data, a host with slots, and the length of a run. Embedded ones need no download; bring your own as files."""
+"""Tasks: data, a host with slots, and the length of a run. None needs a download; bring your own data as files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from esper.tasks.automatic import auto_host
+from esper.tasks.glyphs import Glyphs, GlyphStream, GlyphTransformer
 from esper.tasks.images import Digits, DigitsRows, ShuffledDigits
 from esper.tasks.loading import load_data
 from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
 from esper.tasks.synthetic import Spirals
-from esper.tasks.tabular import BreastCancer, Wine
+from esper.tasks.tabular import BreastCancer, Letter, PenDigits, Satellite, Splice, Wine
 from esper.tasks.task import TASKS, Splits, Task, register_task, unknown_task
-from esper.tasks.text import CharLM, CodeLM
+from esper.tasks.text import CharLM, CodeLM, LibraryLM
 
 __all__ = [
     "MNIST1D",
@@ -21,9 +22,17 @@ __all__ = [
     "CodeLM",
     "Digits",
     "DigitsRows",
+    "GlyphStream",
+    "GlyphTransformer",
+    "Glyphs",
+    "Letter",
+    "LibraryLM",
+    "PenDigits",
+    "Satellite",
     "ShuffledDigits",
     "ShuffledMNIST1D",
     "Spirals",
+    "Splice",
     "Splits",
     "Task",
     "Wine",

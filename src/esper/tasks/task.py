@@ -138,6 +138,10 @@ class Task(ABC):
     """Of Adam, for host and seeds."""
     causal: bool = False
     """Whether a position of a sequence may see only itself and those before it."""
+    phases: int = 1
+    """Equal stretches of the training split that a run sees one after the other; 1 for all of it all the time."""
+    held_out: bool = False
+    """Whether the task is kept for the end: no policy that ships is trained or chosen on it."""
 
     @abstractmethod
     def load(self) -> Splits:
@@ -169,6 +173,11 @@ class Task(ABC):
                 f"{self.batch_size}; give more data or a smaller batch_size"
             )
         return splits
+
+    def stretch(self, progress: float) -> range:
+        """Training samples that a run sees at ``progress`` in [0, 1) of its length: those of one phase."""
+        total, phase = len(self.splits().train_x), int(progress * self.phases)
+        return range(total * phase // self.phases, total * (phase + 1) // self.phases)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of logits ``[..., classes]`` against classes ``[...]``; a scalar, in nats."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.tasks.hosts import BLOCKS, scaled, token_host
+from esper.tasks.larger_hosts import causal_transformer
 from esper.tasks.shipped import read_text
 from esper.tasks.task import Splits, Task, register_task
 
@@ -75,3 +76,25 @@ class CodeLM(CharacterTask):
     text = "inspect.py.txt"
     length = 16
     samples = (4000, 500, 500)
+
+
+@register_task
+class LibraryLM(CharacterTask):
+    """Predict the next character of Python's standard library: 12,000 / 600 / 600 samples of 64 characters.
+
+    The code is that of 18 modules, ``argparse`` to ``doctest``, one after the other; the last are the validation and
+    test data.
+    """
+
+    name = "library_lm"
+    description = "next character of Python's standard library, 64 characters a sample (18 modules)"
+    horizon = 20
+    steps_per_decision = 40
+    batch_size = 32
+    text = "library.py.txt"
+    length = 64
+    samples = (12000, 600, 600)
+
+    def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
+        """A causal transformer of three blocks of 48 channels."""
+        return causal_transformer(self.splits().num_classes, self.length, scaled(48, width), depth)

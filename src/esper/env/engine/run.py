@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,8 @@ ATTRIBUTION_SAMPLES = 256
 class EpisodeData:
     """The training data of one episode and the order in which it is seen, fixed by the episode alone.
 
-    Each pass over the data is a fresh permutation; an incomplete last batch of a pass is skipped.
+    Each pass over the data is a fresh permutation; an incomplete last batch of a pass is skipped. Where the task has
+    phases, a pass is one over the samples of the phase that the episode is in.
 
     Attributes:
         samples: Which of the task's training samples are used, int64 ``[M]``.
@@ -39,7 +41,10 @@ class EpisodeData:
         self.y[noisy] = labels[noisy]
         self._x = splits.train_x
         self._generator = generator
-        self._batch_size = task.batch_size
+        self._task = task
+        self._batches_in_all = episode.horizon * episode.steps_per_decision(task)
+        self._batches_drawn = 0
+        self._stretch = range(0)
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
@@ -47,10 +52,18 @@ class EpisodeData:
 
     def next_indices(self) -> Tensor:
         """Places of the next batch in ``samples`` and ``y``, int64 ``[batch]``."""
-        if len(self._order) < self._batch_size:
-            self._order = torch.randperm(len(self), generator=self._generator)
-        batch, self._order = self._order[: self._batch_size], self._order[self._batch_size :]
+        stretch = self._task.stretch(self._batches_drawn / self._batches_in_all)
+        if stretch != self._stretch or len(self._order) < self._task.batch_size:
+            self._stretch, self._order = stretch, self._passes(stretch)
+        self._batches_drawn += 1
+        batch, self._order = self._order[: self._task.batch_size], self._order[self._task.batch_size :]
         return batch
+
+    def _passes(self, stretch: range) -> Tensor:
+        """The samples of a stretch in a fresh order, several times where they do not fill a batch."""
+        held = ((self.samples >= stretch.start) & (self.samples < stretch.stop)).nonzero().flatten()
+        passes = math.ceil(self._task.batch_size / len(held))
+        return torch.cat([held[torch.randperm(len(held), generator=self._generator)] for _ in range(passes)])
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the next batch."""

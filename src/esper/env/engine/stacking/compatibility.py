@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from esper.env.engine.run import build_episode_host
 from esper.env.engine.stacking.stacked_tensor import NoRuleError, Stacked, stacked
-from esper.env.engine.stacking.template import Template
+from esper.env.engine.stacking.template import Template, own_tensors
 from esper.env.episode import Episode
 from esper.tasks import Task
 
@@ -50,15 +51,15 @@ def _two_hosts(task: Task) -> list[nn.Module]:
 
 @torch.no_grad()
 def _compare(task: Task, hosts: list[nn.Module], x: Tensor, y: Tensor) -> None:
-    buffers = [{name: b.clone() for name, b in host.named_buffers()} for host in hosts]
-    parameters = [Stacked(torch.stack(pair)) for pair in zip(*(h.parameters() for h in hosts), strict=True)]
+    if any(isinstance(m, _BatchNorm) and m.momentum is None for m in hosts[0].modules()):
+        raise NoRuleError("BatchNorm without momentum counts its batches and cannot be stacked; use engine='loop'")
+    own = _own(hosts)
+    shared = _shared_buffers(hosts[0])
     alone = torch.stack([host(x) for host in hosts])
-    if any(not torch.equal(b, buffers[0][name]) for host in hosts for name, b in host.named_buffers()):
-        raise NoRuleError(
-            "hosts whose buffers differ, or change in training (BatchNorm), cannot be stacked; use engine='loop'"
-        )
+    if any(not torch.equal(b, shared[name]) for host in hosts for name, b in _shared_buffers(host).items()):
+        raise NoRuleError("hosts whose buffers differ, or change in training, cannot be stacked; use engine='loop'")
     template = Template(build_episode_host(task, Episode(seed=0, horizon=1, rent=0.0)).train(hosts[0].training))
-    template.bind(parameters)
+    template.bind(own)
     try:
         together = template(stacked(x.expand(2, *x.shape)))
         task.loss(together, stacked(y.expand(2, *y.shape)))
@@ -72,3 +73,20 @@ def _compare(task: Task, hosts: list[nn.Module], x: Tensor, y: Tensor) -> None:
         raise NoRuleError(
             f"stacked hosts answer differently from hosts alone (by {float(difference):.2g}); use engine='loop'"
         )
+    if not all(torch.allclose(o.data, k.data, TOLERANCE, TOLERANCE) for o, k in zip(own, _own(hosts), strict=True)):
+        raise NoRuleError("stacked hosts come to other running statistics than hosts alone; use engine='loop'")
+
+
+def _own(hosts: list[nn.Module]) -> list[Stacked]:
+    """Copies of what each host has of its own."""
+    return [Stacked(torch.stack(pair)) for pair in zip(*(own_tensors(h).values() for h in hosts), strict=True)]
+
+
+def _shared_buffers(host: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers that all hosts are to have in common; the count of batches is not used."""
+    own = own_tensors(host)
+    return {
+        name: buffer.clone()
+        for name, buffer in host.named_buffers()
+        if name not in own and not name.endswith("num_batches_tracked")
+    }

@@ -1,4 +1,7 @@
-"""The parameters of many modules of one structure: one row of common storage each, with gradients and Adam state."""
+"""The parameters of many modules of one structure: one row of common storage each, with gradients and Adam state.
+
+Running statistics lie among them; they have no gradient, so Adam leaves them as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esper.env.engine.stacking.stacked_tensor import Stacked
 
@@ -17,11 +20,12 @@ class Member:
     """A module whose parameters live in a row of a pool; they are views of it, so both always agree.
 
     Args:
-        parameters: The module's parameters, by the pool's names; those it lacks stay zero in its row.
+        parameters: The module's parameters and running statistics, by the pool's names; those it lacks stay zero in
+            its row.
         learning_rate: Of its Adam.
     """
 
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, Tensor]
     learning_rate: float
     position: int = field(default=-1, init=False)
     """The row."""
@@ -153,7 +157,7 @@ class ParameterPool:
 
     def gradient_rms(self, rows: int) -> Tensor:
         """Root mean square of the gradients of each of the first members, ``[rows]``."""
-        sizes = [sum(p.numel() for p in m.parameters.values()) for m in self.members[:rows]]
+        sizes = [sum(p.numel() for p in m.parameters.values() if p.requires_grad) for m in self.members[:rows]]
         total = torch.linalg.vector_norm(self.gradients[:rows], dim=1)
         return total / torch.tensor(sizes, device=total.device, dtype=total.dtype).sqrt()
 

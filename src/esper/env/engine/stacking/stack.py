@@ -18,7 +18,7 @@ from esper.env.engine.stacking.adam import StackedAdam
 from esper.env.engine.stacking.pool import Member, ParameterPool, Saved
 from esper.env.engine.stacking.stacked_slots import Group, JoinedSlot
 from esper.env.engine.stacking.stacked_tensor import Stacked, stacked
-from esper.env.engine.stacking.template import Template
+from esper.env.engine.stacking.template import Template, own_tensors
 from esper.lifecycle import Stage
 from esper.network.attribution import Counterfactual
 from esper.network.blueprints import SlotSpec, build_blueprint
@@ -42,8 +42,9 @@ class Placed:
 
     @classmethod
     def put(cls, module: nn.Module, pool: ParameterPool, learning_rate: float) -> Placed:
-        """Move a module's parameters into a pool."""
-        member = Member(dict(module.named_parameters()), learning_rate)
+        """Move a module's parameters and running statistics into a pool."""
+        held = {name: tensor for name, tensor in own_tensors(module).items() if name in pool.shapes}
+        member = Member(held, learning_rate)
         pool.insert(member)
         return cls(module, pool, member)
 

@@ -152,6 +152,32 @@ def _group_norm(
     return Stacked(unfold(F.group_norm(fold(input.data), hosts * num_groups, w, b, eps), hosts))
 
 
+@rule("batch_norm")
+def _batch_norm(
+    function: Function,
+    input: Stacked,
+    running_mean: Stacked | None,
+    running_var: Stacked | None,
+    weight: Stacked | None = None,
+    bias: Stacked | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Stacked:
+    """Over K times the channels; the running statistics, rows of a larger storage, are written back."""
+    hosts = len(input.data)
+    w, b = (None if p is None else p.data.reshape(-1) for p in (weight, bias))
+    # Their ``data``, whose writing autograd does not see: they share a storage with weights that it still needs.
+    rows = [None if p is None else p.data.data for p in (running_mean, running_var)]
+    mean, var = (None if p is None else p.flatten().clone() for p in rows)
+    normed = F.batch_norm(fold(input.data), mean, var, w, b, training, momentum, eps)
+    if training:
+        for row, updated in zip(rows, (mean, var), strict=True):
+            if row is not None and updated is not None:
+                row.copy_(updated.view_as(row))
+    return Stacked(unfold(normed, hosts))
+
+
 # ----------------------------------------------------------------------------------------------- loss and score
 
 

@@ -142,3 +142,8 @@ def test_the_citation_and_the_changelog_are_of_this_version():
     version, date = re.search(r"^## \[(\d[^]]*)\] - (\S+)$", changelog, re.MULTILINE).groups()
     assert version == esper.__version__
     assert f"version: {version}\ndate-released: {date}\n" in citation
+
+
+def test_the_page_of_the_tasks_is_that_of_their_registry():
+    page = runpy.run_path(str(ROOT / "docs" / "tasks.py"))["page"]()
+    assert (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8") == page, "run: python docs/tasks.py > docs/tasks.md"

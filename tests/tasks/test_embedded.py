@@ -73,7 +73,7 @@ def train_alone(task, steps, seed=0):
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        return float(task.score(host(splits.val_x), splits.val_y))
+        return float(task.score(host.eval()(splits.val_x), splits.val_y))
 
 
 def rows(x):
@@ -154,7 +154,8 @@ class TestEveryTask:
 
     def test_host_learns_more_than_chance(self, name):
         task = get_task(name)
-        assert train_alone(task, 96) > task.chance_score + 0.02
+        steps = 280 if name in ("glyph_transformer", "glyph_stream") else 96  # deep ones start slowly
+        assert train_alone(task, steps) > task.chance_score + 0.02
 
 
 def test_making_mnist1d_leaves_the_global_random_state_alone():

@@ -14,7 +14,6 @@ Example::
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation import Table, compare, evaluation_seeds, names, validation_objectives
-from esper.files import write_json_atomic
+from esper.files import from_plain, read_json, write_json_atomic
 from esper.simic import Callback, NetworkOptions, PPOConfig, TrainConfig
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.tamiyo.policy.learned import LearnedPolicy
@@ -114,17 +113,12 @@ class TamiyoConfig:
 
         Raises:
             FileNotFoundError: When there is no such run.
+            ValueError: For options that no run can have; the message names file and field.
         """
         file = run_dir / "command.json"
         if not file.is_file():
             raise FileNotFoundError(f"expected the directory of an `esper train` run, but {file} does not exist")
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        stored["task"] = tuple(stored["task"])
-        stored["policy"] = stored["policy"] and Path(stored["policy"])
-        stored["variants"] = Variants(**{k: v and tuple(v) for k, v in stored["variants"].items()})
-        stored["ppo"] = PPOConfig(**stored["ppo"])
-        stored["network"] = NetworkOptions(**stored["network"])
-        return cls(**stored)
+        return from_plain(cls, read_json(file), file)
 
 
 class Watcher(Callback):

@@ -208,7 +208,8 @@ def test_a_run_from_a_trained_policy_goes_on_without_it(tmp_path, trained, monke
     assert run("--policy", trained, "--updates", 2, "--out", tmp_path / "stopped") == 130
     assert len(rows(tmp_path / "stopped")) == 1
     shutil.rmtree(trained)
-    os.replace(tmp_path / "stopped" / "checkpoint", tmp_path / "stopped" / ".checkpoint.previous")  # killed in a move
+    shutil.rmtree(tmp_path / "stopped" / "checkpoint.previous")
+    os.replace(tmp_path / "stopped" / "checkpoint", tmp_path / "stopped" / "checkpoint.previous")  # killed in a move
     assert run("--resume", tmp_path / "stopped") == 0
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
     for name in ("comparison.json", "policy/policy.safetensors"):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import esper
-from esper.growth import saving
-from esper.growth.saving import FILE
+from esper import files
+from esper.files import Format
+from esper.growth.saving import FILE, GROWN
 from growing import Loop, grown_modules
 from network.hosts import advance, fossilize, germinate, host_case, same, wake
 
@@ -126,12 +126,6 @@ def test_tied_weights_stand_in_the_file_once(tmp_path):
     assert loaded.head.weight is loaded.embed.weight
 
 
-def rewrite(path, **changes):
-    """The file with another description."""
-    description, tensors = saving._read(path)
-    save_file(tensors, path, metadata={"esper_grown": json.dumps(description | changes)})
-
-
 def test_what_cannot_be_loaded_is_refused_in_words_and_changes_nothing(tmp_path):
     loop = grown()
     path = loop.growth.save(tmp_path)
@@ -153,12 +147,25 @@ def test_what_cannot_be_loaded_is_refused_in_words_and_changes_nothing(tmp_path)
     path.write_bytes(whole[:-40])
     refused("truncated or not a safetensors file")
     path.write_bytes(whole)
-    rewrite(path, format=99)
-    refused("expected format 1")
-    path.write_bytes(whole)
-    seeds = saving._read(path)[0]["seeds"]
-    rewrite(path, seeds={"1": seeds["1"] | {"blueprint": "attention"}})
-    refused("the seeds in .* cannot be built into this Sequential")
+    description, tensors = GROWN.read(path)
+    seed = description["seeds"]["1"]
+    spec = seed["spec"]
+    Format("esper_grown", 99, "a grown network").write(path, description, tensors)
+    refused("field 'format': expected 2, got 99")
+    for wrong, says in (
+        ({"host": 5}, "field 'host': expected str, got 5"),
+        ({"slots": None}, "field 'slots': expected .*, got None"),
+        ({"same": {"0.weight": 1}}, "field 'same"),
+        ({"seeds": {"elsewhere": seed}}, "seeds must stand in slots, 1, 3; got seeds in elsewhere"),
+        ({"seeds": {"1": {**seed, "alpha": 2.0}}}, "field 'seeds.1': alpha must be above 0 and at most 1"),
+        ({"seeds": {"1": {**seed, "blueprint": "shrubbery"}}}, "field 'seeds.1': blueprint must be one of"),
+        ({"seeds": {"1": {**seed, "spec": {**spec, "spatial": "all"}}}}, "field 'seeds.1.spec.spatial'"),
+        ({"seeds": {"1": {**seed, "spec": {**spec, "kind": "smell"}}}}, "field 'seeds.1.spec.kind'"),
+        ({"seeds": {"1": {**seed, "spec": {**spec, "channels": 2**40}}}}, "carried vectors of 1099511627776 channels"),
+        ({"seeds": {"1": {**seed, "blueprint": "attention"}}}, "the seeds in .* cannot be built into this Sequential"),
+    ):
+        GROWN.write(path, {**description, **wrong}, tensors)
+        refused(says)
     path.write_bytes(whole)
     esper.load_grown(tmp_path, host, loop.x[:2])
 
@@ -172,7 +179,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(saving, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         loop.growth.save(tmp_path)
     assert path.read_bytes() == before

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from esper.files import Format
 from esper.heads import Head, HeadTable
 from esper.simic.training import checkpoint
 from esper.simic.training.checkpoint import find_checkpoint, load_state, save_checkpoint
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
-from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 
 def small_policy() -> LSTMPolicyBundle:
@@ -102,7 +103,7 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monke
     if moment == "policy":
         monkeypatch.setattr(LSTMPolicyBundle, "save", crash)
     elif moment == "state":
-        monkeypatch.setattr(checkpoint, "save_file", crash)
+        monkeypatch.setattr(Format, "write", crash)
     else:
         replace, calls = checkpoint.os.replace, []
 
@@ -137,11 +138,8 @@ def test_a_truncated_file_is_refused(
     damaged = data.draw(st.sampled_from(sorted(files)))
     for name, content in files.items():
         (place / name).write_bytes(content if name != damaged else content[: int(len(content) * share)])
-    load, says = load_state, "is damaged or incomplete"
-    if damaged == POLICY_FILE:
-        load, says = LSTMPolicyBundle.load, "is truncated or not a safetensors file"
-    with pytest.raises(ValueError, match=says):
-        load(place)
+    with pytest.raises(ValueError, match=rf"{damaged}' is truncated or not a safetensors file"):
+        find_checkpoint(place)
 
 
 def test_says_when_there_is_none(tmp_path: Path) -> None:

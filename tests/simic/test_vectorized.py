@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -453,8 +454,29 @@ def test_damaged_checkpoints_are_named(tree_world, tmp_path: Path) -> None:
     train(envs, config=config(updates=2), run_dir=tmp_path)
     tensors = tmp_path / "checkpoint" / "state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"checkpoint' is damaged or incomplete"):
+    older = rf"state.safetensors' is truncated.*the one before it is whole: remove '{tmp_path}/checkpoint' to go on"
+    with pytest.raises(ValueError, match=older):
         RunDirectory(tmp_path).resume(config(updates=2))
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert RunDirectory(tmp_path).resume(config(updates=2))[1]["update"] == 0
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json' cannot be read"):
+    with pytest.raises(ValueError, match=r"config.json' is damaged, or not JSON"):
         load_bundle(tmp_path)
+
+
+def test_a_run_that_was_begun_before_an_option_was_there_goes_on(tree_world, tmp_path: Path) -> None:
+    envs = tree_world(4, AutoresetMode.SAME_STEP)
+    train(envs, config=config(updates=1), run_dir=tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["train"]["paired"], described["train"]["ppo"]["target_kl"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert train(envs, config=config(updates=2), run_dir=tmp_path, resume=True).metrics[-1]["update"] == 2
+    for section, wrong, says in (
+        ("train", None, "field 'train': expected the fields of a TrainConfig"),
+        ("train", {"novel": 1}, "field 'train.novel' is unknown to this version"),
+        ("train", {"ppo": {"epochs": "4"}}, "field 'train.ppo.epochs': expected int, got '4'"),
+        ("train", {"num_envs": 0}, "field 'train': num_envs: expected at least 1"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(described | {section: wrong}))
+        with pytest.raises(ValueError, match=f"config.json': {says}"):
+            train(envs, config=config(updates=2), run_dir=tmp_path, resume=True)

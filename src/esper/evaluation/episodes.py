@@ -70,14 +70,8 @@ class EpisodeResult:
         return self.test_score - self.rent * doublings(self.host_params, self.added_params)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Plain JSON data; :func:`esper.files.from_plain` reads it back."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> EpisodeResult:
-        """The result that :meth:`to_json` gave, read back from JSON."""
-        slots = {name: [tuple(state) for state in states] for name, states in data["slots"].items()}
-        return cls(**{**data, "slots": slots, "architecture": [tuple(block) for block in data["architecture"]]})
 
 
 class _Recorder:

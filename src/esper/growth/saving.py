@@ -5,20 +5,16 @@ No code is run at loading: the file holds tensors (safetensors) and, in its head
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esper.actions import BLUEPRINT_NAMES, STYLES
-from esper.files import written_whole
+from esper.files import Format, from_plain
 from esper.growth.arguments import unwrap
 from esper.growth.probe import compile_afresh
 from esper.lifecycle import Stage
@@ -34,10 +30,41 @@ from esper.network.survey import survey
 FILE = "esper_grown.safetensors"
 """Name of the file in the directory; no name that other libraries read."""
 
-FORMAT = 1
-"""Version of the file."""
+GROWN = Format("esper_grown", 2, "a grown network")
 
-_HEADER = "esper_grown"
+
+@dataclass(frozen=True)
+class _Seed:
+    """A seed of the file, but for its weights."""
+
+    blueprint: str
+    style: str
+    alpha: float
+    spec: SlotSpec
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("blueprint", self.blueprint, BLUEPRINT_NAMES), ("style", self.style, STYLES)):
+            if value not in known:
+                raise ValueError(f"{what} must be one of {', '.join(known)}, got '{value}'")
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must be above 0 and at most 1, got {self.alpha}")
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What stands beside the weights of a grown network."""
+
+    host: str
+    """Class of the host."""
+    same: dict[str, str]
+    """Further names of tensors, and the first name of each."""
+    slots: list[str]
+    seeds: dict[str, _Seed]
+    """By slot."""
+
+    def __post_init__(self) -> None:
+        if homeless := sorted(set(self.seeds) - set(self.slots)):
+            raise ValueError(f"seeds must stand in slots, {', '.join(self.slots)}; got seeds in {', '.join(homeless)}")
 
 
 # ------------------------------------------------------------------------------------------- writing
@@ -53,11 +80,11 @@ def save_grown(directory: str | os.PathLike[str], model: nn.Module, slots: Mappi
 
     Raises:
         ValueError: If the host's ``state_dict`` holds anything but tensors.
+        OSError: If the file cannot be written.
     """
     kept = {name: entry for name, entry in slots.items() if entry["life"]["alpha"] > 0}
     tensors, same = _distinct({k: v for k, v in model.state_dict().items() if not is_of_seed(k)})
     description = {
-        "format": FORMAT,
         "host": type(model).__name__,
         "same": same,
         "slots": list(slots),
@@ -67,9 +94,7 @@ def save_grown(directory: str | os.PathLike[str], model: nn.Module, slots: Mappi
     for name, entry in kept.items():
         everything |= {f"seed/{name}/{key}": tensor for key, tensor in entry["weights"].items()}
     path = Path(directory) / FILE
-    with written_whole(path) as unfinished:
-        plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in everything.items()}
-        save_file(plain, unfinished, metadata={_HEADER: json.dumps(description)})
+    GROWN.write(path, description, everything)
     return path
 
 
@@ -125,6 +150,7 @@ def load_grown(directory: str | os.PathLike[str], host: nn.Module, example_input
     Raises:
         ValueError: If there is no such file, it is damaged or of another version, the host is another one or carries
             seeds already. The host is as it was then.
+        OSError: If the file cannot be read.
 
     Example:
         >>> import tempfile
@@ -139,15 +165,16 @@ def load_grown(directory: str | os.PathLike[str], host: nn.Module, example_input
         True
     """
     path = Path(directory) / FILE
-    description, tensors = _read(path)
+    plain, tensors = GROWN.read(path)
+    description = from_plain(_Description, plain, path)
     model = unwrap(host)
     check_plain(model)
     weights = _under(tensors, "host/")
-    weights |= {name: weights[first] for name, first in description["same"].items()}
-    _check_weights(model, weights, description["host"], path)
-    seeds = {name: _state_of(seed, _under(tensors, f"seed/{name}/")) for name, seed in description["seeds"].items()}
+    weights |= {name: weights[first] for name, first in description.same.items() if first in weights}
+    _check_weights(model, weights, description.host, path)
+    seeds = {name: _state_of(seed, _under(tensors, f"seed/{name}/")) for name, seed in description.seeds.items()}
     try:
-        attach(model, description["slots"], seeds, example_input)
+        attach(model, description.slots, seeds, example_input)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the seeds in '{path}' cannot be built into this {type(model).__name__}: {error}") from error
     model.load_state_dict(weights, strict=False)
@@ -224,24 +251,6 @@ def attach(model: nn.Module, slots: Sequence[str], states: Mapping[str, Any], ex
         slot.seed.train(slot.module.training)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise ValueError(f"expected a grown network at '{path}', found none; growth.save(directory) writes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is truncated or not a safetensors file: {error}; save the network again") from error
-    try:
-        description = json.loads(header or "null")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the description in '{path}' is not JSON: {error}; save the network again") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"'{path}' does not describe a grown network of this version: expected format {FORMAT}")
-    return description, tensors
-
-
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -260,9 +269,8 @@ def _check_weights(model: nn.Module, weights: Mapping[str, Tensor], host: str, p
     )
 
 
-def _state_of(seed: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def _state_of(seed: _Seed, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """A seed that is kept for good."""
-    blueprint, style = BLUEPRINT_NAMES.index(seed["blueprint"]), STYLES.index(seed["style"])
-    alpha = seed["alpha"]
-    life = Life(Stage.FOSSILIZED, blueprint, style, alpha=alpha, alpha_target=alpha, germinations=1)
-    return {"spec": seed["spec"], "life": asdict(life), "statistics": {}, "weights": dict(weights)}
+    blueprint, style = BLUEPRINT_NAMES.index(seed.blueprint), STYLES.index(seed.style)
+    life = Life(Stage.FOSSILIZED, blueprint, style, alpha=seed.alpha, alpha_target=seed.alpha, germinations=1)
+    return {"spec": asdict(seed.spec), "life": asdict(life), "statistics": {}, "weights": dict(weights)}

@@ -20,6 +20,7 @@ from esper.evaluation.study.architectures import (
     train_from_scratch,
 )
 from esper.evaluation.study.gromo import obstacle
+from esper.files import from_plain
 from esper.simic.training.config import NetworkOptions
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
@@ -40,7 +41,7 @@ def test_an_empty_architecture_is_the_host_alone():
 def test_a_grown_architecture_is_trained_from_scratch_with_as_many_parameters():
     env = GrowthVectorEnv(1, quick_task("digits", horizon=8), autoreset_mode="NextStep", engine="loop")
     grown = run_episodes(env, FixedSchedulePolicy(), [7], arm="fixed")[0]
-    assert EpisodeResult.from_json(json.loads(json.dumps(grown.to_json()))) == grown
+    assert from_plain(EpisodeResult, json.loads(json.dumps(grown.to_json())), "results.json") == grown
     architecture = Architecture(tuple(grown.architecture))
     scratch = train_from_scratch(env.task, episode_of(env.task, 7, 0.02), architecture, arm="scratch", decisions=2)
     assert len(architecture.blocks) == 3

@@ -49,6 +49,11 @@ def test_what_cannot_be_averaged_is_refused():
     normalized = LSTMPolicyBundle(a_policy(0).network, observation_normalizer=RunningMeanStd((126,)))
     with pytest.raises(ValueError, match="with an observation normaliser cannot be averaged"):
         average([a_policy(0), normalized])
+    broken = a_policy(1)
+    with torch.no_grad():
+        broken.network.critic.bias[0] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity in 'critic.bias' of policy number 2"):
+        average([a_policy(0), broken])
 
 
 def test_the_command_writes_the_mean_and_overwrites_nothing(tmp_path, capsys):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import resource
 import subprocess
 import sys
 import warnings
@@ -16,12 +17,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from esper import files
 from esper.actions import HEAD_NAMES, HEADS
+from esper.files import Format
 from esper.heads import Head, HeadTable
 from esper.simic.control.normalization import RunningMeanStd
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
-from esper.tamiyo.policy import InferenceHiddenWarning, LSTMPolicyBundle, PolicyInput, lstm_bundle
-from esper.tamiyo.policy.lstm_bundle import POLICY_FILE
+from esper.tamiyo.policy import InferenceHiddenWarning, LSTMPolicyBundle, PolicyInput
+from esper.tamiyo.policy.lstm_bundle import POLICY, POLICY_FILE
 
 MakeInput = Callable[..., PolicyInput]
 Network = FactoredRecurrentActorCritic
@@ -317,44 +320,61 @@ def test_only_the_table_it_was_saved_with_is_taken(saved: bytes, tmp_path: Path,
             LSTMPolicyBundle.load(tmp_path, heads=heads)
 
 
-def rewrite(path: Path, tensors: dict[str, Tensor], description: object) -> None:
-    save_file(tensors, path, metadata={"esper_policy": json.dumps(description)})
-
-
 def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a saved policy at .* found none"):
         LSTMPolicyBundle.load(tmp_path)
     path = bundle.save(tmp_path)
     config = bundle.network.config.to_json()
-    tensors, description = load_file(path), {"format": 3, "network": config, "op_share": 1.0}
-    save_file(tensors, path)
-    with pytest.raises(ValueError, match="is not a saved policy"):
-        LSTMPolicyBundle.load(tmp_path)
-    save_file(tensors, path, metadata={"esper_policy": "{"})
-    with pytest.raises(ValueError, match="is not JSON"):
-        LSTMPolicyBundle.load(tmp_path)
-    novel, empty = {**config, "novel": 1}, {**config, "heads": []}
-    for wrong in (
-        {},
-        [],
-        description | {"format": 2},
-        {"format": 3},
-        {"format": 3, "network": config},
-        description | {"op_share": "all"},
-        *(description | {"network": n} for n in (novel, empty)),
-    ):
-        rewrite(path, tensors, wrong)
-        with pytest.raises(ValueError, match="does not describe a policy of this version"):
+    tensors, description = load_file(path), {"network": config, "op_share": 1.0}
+    first = config["heads"][0]
+
+    def refused(says: str) -> None:
+        with pytest.raises(ValueError, match=says):
             LSTMPolicyBundle.load(tmp_path)
-    rewrite(path, {name: x for name, x in tensors.items() if "critic" not in name}, description)
-    with pytest.raises(ValueError, match=r"do not fit its description[\s\S]*critic"):
+
+    save_file(tensors, path)
+    refused("is not a saved policy")
+    save_file(tensors, path, metadata={"esper_policy": "{"})
+    refused("is not JSON")
+    save_file(tensors, path, metadata={"esper_policy": "[]"})
+    refused("field 'format': expected 4, got None")
+    Format("esper_policy", 3, "an older policy").write(path, description, tensors)
+    refused("field 'format': expected 4, got 3")
+    for wrong, says in (
+        ({}, "field 'network' is missing"),
+        ({"network": config}, "field 'op_share' is missing"),
+        ({**description, "op_share": "all"}, "field 'op_share': expected float, got 'all'"),
+        ({**description, "op_share": 0}, r"expected op_share in \(0, 1\], got 0"),
+        ({**description, "novel": 1}, "field 'novel' is unknown"),
+        ({**description, "network": []}, "field 'network': expected the fields of a NetworkConfig"),
+        ({**description, "network": {**config, "novel": 1}}, "field 'network.novel' is unknown"),
+        ({**description, "network": {**config, "heads": []}}, "field 'network.heads': expected at least one head"),
+        ({**description, "network": {**config, "heads": 5}}, "field 'network.heads'"),
+        ({**description, "network": {**config, "heads": [{**first, "num_choices": "6"}]}}, "field 'network.heads'"),
+        ({**description, "network": {**config, "hidden_dim": "64"}}, "field 'network.hidden_dim': expected int"),
+        ({**description, "network": {**config, "hidden_dim": -1}}, "field 'network' describes no network"),
+        ({**description, "network": {**config, "hidden_dim": 64}}, "do not fit its description"),
+    ):
+        POLICY.write(path, wrong, tensors)
+        refused(says)
+    POLICY.write(path, description, {name: x for name, x in tensors.items() if "critic" not in name})
+    refused("do not fit its description: expected 'critic")
+    POLICY.write(path, description, {**tensors, "network.critic.bias": tensors["network.critic.bias"] * math.nan})
+    refused("expected finite weights, got NaN or infinity in 'critic.bias'")
+
+
+@pytest.mark.parametrize("size", ["hidden_dim", "head_dim", "slot_dim", "num_blueprints", "state_dim"])
+@pytest.mark.parametrize("value", [2_000, 2**40, 2**70])
+def test_absurd_sizes_are_refused_before_memory_is_taken(
+    bundle: LSTMPolicyBundle, tmp_path: Path, size: str, value: int
+) -> None:
+    path = bundle.save(tmp_path)
+    config = bundle.network.config.to_json() | {size: value}
+    POLICY.write(path, {"network": config, "op_share": 1.0}, load_file(path))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"describes no network|do not fit its description"):
         LSTMPolicyBundle.load(tmp_path)
-    rewrite(path, tensors, description | {"op_share": 0})
-    with pytest.raises(ValueError, match=r"expected op_share in \(0, 1\], got 0"):
-        LSTMPolicyBundle.load(tmp_path)
-    rewrite(path, tensors, description | {"network": {**config, "hidden_dim": 64}})
-    with pytest.raises(ValueError, match="do not fit its description"):
-        LSTMPolicyBundle.load(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 60_000  # kilobytes
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
@@ -374,7 +394,7 @@ def test_an_interrupted_save_leaves_the_old_policy(
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lstm_bundle, "save_file", interrupted)
+    monkeypatch.setattr(files, "save_file", interrupted)
     with torch.no_grad():
         bundle.network.critic.weight.zero_()
     with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import torch
 from esper.allocator import keep_freed_memory
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.study.arms import Bench, study_arms
-from esper.files import write_json_atomic
+from esper.files import from_plain, read_json, write_json_atomic
 from esper.tamiyo.policy.registry import fingerprint, make_policy
 from esper.tasks import get_task
 
@@ -68,6 +67,14 @@ class StudyConfig:
             raise ValueError(f"--policy must be a learned policy ('tamiyo' or a directory), got '{self.policy}'")
 
 
+@dataclass(frozen=True)
+class _Begun(StudyConfig):
+    """What a directory of results was begun with, as it stands in its ``config.json``."""
+
+    policy_sha256: str | None = None
+    """Of the policy's file, so that no comparison is gone on with under other weights."""
+
+
 class Study:
     """All arms of a configuration, kept in a directory.
 
@@ -84,14 +91,14 @@ class Study:
         self.config, self.directory = config, directory
         self.arms = study_arms(tuple(config.task), config.rents, config.random_architectures)
         stored = directory / "config.json"
-        mine = json.loads(json.dumps(asdict(config))) | {"policy_sha256": fingerprint(config.policy)}
-        if stored.exists() and (theirs := json.loads(stored.read_text(encoding="utf-8"))) != mine:
-            different = sorted(k for k in mine if mine[k] != theirs.get(k))
+        mine = _Begun(**vars(config), policy_sha256=fingerprint(config.policy))
+        if stored.exists() and (theirs := from_plain(_Begun, read_json(stored), stored)) != mine:
+            different = sorted(name for name, value in vars(mine).items() if value != getattr(theirs, name))
             raise ValueError(
                 f"{directory} holds a comparison with other settings ({', '.join(different)}); choose another --out, "
                 "or give the same settings to go on with it"
             )
-        write_json_atomic(stored, mine)
+        write_json_atomic(stored, asdict(mine))
 
     @property
     def units(self) -> list[Unit]:
@@ -111,8 +118,13 @@ class Study:
 
     def results(self, unit: Unit) -> list[EpisodeResult]:
         """Results of a finished unit."""
-        data = json.loads(self.path(unit).read_text(encoding="utf-8"))
-        return [EpisodeResult.from_json(episode) for episode in data]
+        path = self.path(unit)
+        data = read_json(path)
+        if not isinstance(data, list):
+            raise ValueError(
+                f"'{path}': expected a list of episodes, got {type(data).__name__}; remove it to run it again"
+            )
+        return [from_plain(EpisodeResult, episode, path, str(i)) for i, episode in enumerate(data)]
 
     def run_unit(self, unit: Unit) -> Unit:
         """Run one unit and write its results; the units that it needs must be there."""

@@ -1,8 +1,7 @@
-"""Checkpoints: nested plain data and tensors as JSON and safetensors, replaced as a whole or not at all."""
+"""Checkpoints: a policy and nested plain data, replaced as a whole or not at all; the one before is kept beside."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,21 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.files import Format, sync
+from esper.tamiyo.policy.lstm_bundle import POLICY, POLICY_FILE, LSTMPolicyBundle
 
-_TREE, _TENSORS = "state.json", "state.safetensors"
+STATE_FILE = "state.safetensors"
+
+STATE = Format("esper_state", 1, "the state of a training run")
+
 _TENSOR, _ARRAY, _TUPLE, _ITEMS = "$tensor", "$array", "$tuple", "$items"
 
 
 def save_checkpoint(directory: Path, policy: LSTMPolicyBundle, state: Mapping[str, Any]) -> None:
     """Write ``policy`` and ``state`` to ``directory``, in place of what was there.
 
-    Everything is written beside it first and then moved into its place, so that a process that is killed leaves a whole
-    checkpoint: the new one or the one before.
+    Everything is written beside it and synced first, and then moved into its place, so that a process that is killed,
+    or a machine that stops, leaves a whole checkpoint: the new one or the one before. The one before stays, in
+    :func:`previous`.
 
     Args:
         directory: Holds the policy as :meth:`LSTMPolicyBundle.save` writes it, and the state.
@@ -34,55 +36,76 @@ def save_checkpoint(directory: Path, policy: LSTMPolicyBundle, state: Mapping[st
 
     Raises:
         TypeError: For anything else in ``state``.
+        OSError: When it cannot be written; what was there is still there.
     """
-    fresh, previous = _beside(directory, "new"), _beside(directory, "previous")
+    fresh, before = directory.with_name(f".{directory.name}.new"), previous(directory)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     policy.save(fresh)
     tensors: dict[str, Tensor] = {}
-    (fresh / _TREE).write_text(json.dumps(_to_json(state, tensors)), encoding="utf-8")
-    save_file(tensors, fresh / _TENSORS)
+    STATE.write(fresh / STATE_FILE, {"state": _to_json(state, tensors)}, tensors)
     if directory.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.replace(directory, previous)
+        shutil.rmtree(before, ignore_errors=True)
+        os.replace(directory, before)
     os.replace(fresh, directory)
-    shutil.rmtree(previous, ignore_errors=True)
+    sync(directory.parent)
+
+
+def previous(directory: Path) -> Path:
+    """Where the checkpoint before the one in ``directory`` lies."""
+    return directory.with_name(f"{directory.name}.previous")
 
 
 def find_checkpoint(directory: Path) -> Path:
-    """Where the last whole checkpoint lies: ``directory``, or beside it when a process was killed between two moves.
+    """Where the last checkpoint lies: ``directory``, or beside it when a process was killed between two moves.
 
     Raises:
-        ValueError: When there is none.
+        ValueError: When there is none, or it is damaged or of another version; the message names the checkpoint before
+            it, if that one is whole.
+        OSError: When it cannot be read.
     """
-    for place in (directory, _beside(directory, "previous")):
-        if (place / _TREE).exists():
-            return place
-    raise ValueError(f"expected a checkpoint in '{directory}', found none")
+    place = directory if directory.exists() else previous(directory)
+    if not place.exists():
+        raise ValueError(f"expected a checkpoint in '{directory}', found none")
+    try:
+        _check(place)
+    except ValueError as error:
+        raise ValueError(f"{error}{_way_out(place)}") from error
+    return place
 
 
 def holds_checkpoint(directory: Path) -> bool:
-    """Whether :func:`find_checkpoint` would find one."""
-    return any((place / _TREE).exists() for place in (directory, _beside(directory, "previous")))
+    """Whether there is one for :func:`find_checkpoint` to find."""
+    return directory.exists() or previous(directory).exists()
 
 
 def load_state(directory: Path) -> Any:
     """The state that :func:`save_checkpoint` wrote, tensors on the CPU.
 
     Raises:
-        ValueError: When a file is missing or damaged.
+        ValueError: When the file is missing, damaged or of another version.
+        OSError: When it cannot be read.
     """
+    description, tensors = STATE.read(directory / STATE_FILE)
     try:
-        tree = json.loads((directory / _TREE).read_text(encoding="utf-8"))
-        return _from_json(tree, load_file(directory / _TENSORS))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(
-            f"the checkpoint '{directory}' is damaged or incomplete ({error}); it cannot be resumed from"
-        ) from error
+        return _from_json(description["state"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"'{directory / STATE_FILE}': field 'state' is no state of a training run") from error
 
 
-def _beside(directory: Path, what: str) -> Path:
-    return directory.with_name(f".{directory.name}.{what}")
+def _check(directory: Path) -> None:
+    POLICY.read(directory / POLICY_FILE)
+    STATE.read(directory / STATE_FILE)
+
+
+def _way_out(directory: Path) -> str:
+    """What to do about a checkpoint that cannot be read."""
+    older = previous(directory)
+    try:
+        _check(older)
+    except (OSError, ValueError):
+        return ""
+    return f"; the one before it is whole: remove '{directory}' to go on from '{older}'"
 
 
 def _to_json(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from esper.files import write_json_atomic, written_whole
+from esper.files import from_plain, read_json, write_json_atomic, written_whole
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint, load_state, save_checkpoint
 from esper.simic.training.config import TrainConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -70,13 +70,13 @@ class RunDirectory:
         return checkpoint, state
 
     def _check_config(self, config: TrainConfig) -> None:
-        before = read_config(self.path)["train"]
-        now = json.loads(json.dumps(dataclasses.asdict(config)))
-        for key in sorted(set(before) | set(now)):
-            if key not in _MAY_CHANGE and before.get(key) != now.get(key):
+        before = from_plain(TrainConfig, read_config(self.path).get("train"), self.config_file, "train")
+        for field in dataclasses.fields(TrainConfig):
+            then, now = getattr(before, field.name), getattr(config, field.name)
+            if field.name not in _MAY_CHANGE and then != now:
                 raise ValueError(
-                    f"the run in '{self.path}' was started with {key}={before.get(key)}, and is to be resumed with "
-                    f"{key}={now.get(key)}; give the same options (only {', '.join(sorted(_MAY_CHANGE))} may change)"
+                    f"the run in '{self.path}' was started with {field.name}={then}, and is to be resumed with "
+                    f"{field.name}={now}; give the same options (only {', '.join(sorted(_MAY_CHANGE))} may change)"
                 )
 
     def _drop_rows_after(self, update: int) -> None:
@@ -110,17 +110,20 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         ValueError: When there is none, or it is damaged.
+        OSError: When it cannot be read.
     """
     file = Path(path) / "config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a run in '{path}', but '{file}' cannot be read: {error}") from error
+    if not file.is_file():
+        raise ValueError(f"expected a run in '{path}', but there is no '{file}'")
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise ValueError(f"'{file}': expected the description of a run, got {type(config).__name__}")
+    return config
 
 
 def _update_of(row: str) -> float:
-    """The update of a row of metrics.jsonl; a row that was cut off in writing counts as the last."""
+    """The update of a row of metrics.jsonl; a row that was cut off in writing, or is none, counts as the last."""
     try:
-        return json.loads(row)["update"]
-    except ValueError:
+        return float(json.loads(row)["update"])
+    except (ValueError, KeyError, TypeError):
         return math.inf

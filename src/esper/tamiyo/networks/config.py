@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from esper.files import from_plain
 from esper.heads import HeadTable
 
 
@@ -100,5 +101,9 @@ class NetworkConfig(NetworkOptions):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NetworkConfig:
-        """What :meth:`to_json` wrote."""
-        return cls(**{**data, "heads": HeadTable.from_json(data["heads"])})
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: For what it cannot have written; the message names the field.
+        """
+        return from_plain(cls, data, "the description of a network")

@@ -25,7 +25,7 @@ def average(policies: Sequence[LSTMPolicyBundle], *, op_share: float | None = No
         op_share: How the mean decides; ``None``: as the first.
 
     Raises:
-        ValueError: For fewer than two, other sizes, or an observation normaliser.
+        ValueError: For fewer than two, other sizes, an observation normaliser, or weights that are not finite.
     """
     if len(policies) < 2:
         raise ValueError(f"expected two or more policies to average, got {len(policies)}")
@@ -42,6 +42,10 @@ def average(policies: Sequence[LSTMPolicyBundle], *, op_share: float | None = No
         FactoredRecurrentActorCritic(first), op_share=policies[0].op_share if op_share is None else op_share
     )
     states = [policy.network.state_dict() for policy in policies]
+    for number, state in enumerate(states, start=1):
+        for name, tensor in state.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"expected finite weights, got NaN or infinity in '{name}' of policy number {number}")
     for name, tensor in result.network.state_dict().items():
         parts = [state[name] for state in states]
         tensor.copy_(torch.stack([part.double() for part in parts]).mean(0))

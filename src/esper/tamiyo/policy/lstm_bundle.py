@@ -5,20 +5,18 @@ Shapes: B batch, T time, D numbers in a state, S slots, H size of the core.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from esper.files import written_whole
+from esper.files import Format, from_plain
 from esper.heads import HeadTable
 from esper.tamiyo.networks import checks
 from esper.tamiyo.networks.checks import HiddenState, Masks
@@ -28,8 +26,8 @@ from esper.tamiyo.networks.factored_lstm import ActionOutput, Evaluation, Factor
 POLICY_FILE = "policy.safetensors"
 """The one file of a saved policy: weights and statistics, with a JSON description in its header."""
 
-_HEADER = "esper_policy"
-_FORMAT = 3
+POLICY = Format("esper_policy", 4, "a saved policy")
+
 _NETWORK, _NORMALIZER = "network.", "normalizer."
 
 
@@ -282,14 +280,8 @@ class LSTMPolicyBundle:
         if self.observation_normalizer is not None:
             statistics = self.observation_normalizer.state_dict()
             tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
-        description = {"format": _FORMAT, "network": self.network.config.to_json(), "op_share": self.op_share}
         path = Path(directory) / POLICY_FILE
-        with written_whole(path) as unfinished:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                unfinished,
-                metadata={_HEADER: json.dumps(description)},
-            )
+        POLICY.write(path, {"network": self.network.config.to_json(), "op_share": self.op_share}, tensors)
         return path
 
     @classmethod
@@ -310,16 +302,15 @@ class LSTMPolicyBundle:
             strict: As in the constructor.
 
         Raises:
-            ValueError: For a missing, truncated or foreign file, other heads than expected, weights that do not fit the
-                description, or a normaliser missing or not asked for.
+            ValueError: For a file that is missing, damaged, foreign or of another version, other heads than expected,
+                weights that are not finite or do not fit the description, or a normaliser missing or not asked for.
         """
         path = Path(directory) / POLICY_FILE
-        description, tensors = _read(path)
-        try:
-            network = FactoredRecurrentActorCritic(NetworkConfig.from_json(description["network"]))
-            op_share = float(description["op_share"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"'{path}' does not describe a policy of this version: {error}") from error
+        description, tensors = POLICY.read(path)
+        described = from_plain(_Description, description, path)
+        weights = _with_prefix(tensors, _NETWORK)
+        _check_weights(weights, described.network, path)
+        network = FactoredRecurrentActorCritic(described.network)
         if heads is not None and network.heads != heads:
             raise ValueError(
                 f"'{path}' was saved with another heads table: expected {_described(heads)}, "
@@ -331,33 +322,37 @@ class LSTMPolicyBundle:
             raise ValueError(
                 f"'{path}' holds {there} observation statistics, but {here} observation_normalizer was given"
             )
-        try:
-            network.load_state_dict(_with_prefix(tensors, _NETWORK))
-        except RuntimeError as error:
-            raise ValueError(f"the weights in '{path}' do not fit its description: {error}") from error
+        network.load_state_dict(weights)
         if observation_normalizer is not None:
             _take_over(observation_normalizer, statistics, path)
-        return cls(network, observation_normalizer=observation_normalizer, strict=strict, op_share=op_share)
+        return cls(network, observation_normalizer=observation_normalizer, strict=strict, op_share=described.op_share)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise ValueError(f"expected a saved policy at '{path}', found none")
+@dataclass(frozen=True)
+class _Description:
+    """What stands beside the weights of a saved policy."""
+
+    network: NetworkConfig
+    op_share: float
+
+
+def _check_weights(weights: Mapping[str, Tensor], config: NetworkConfig, path: Path) -> None:
+    """Raise ValueError for weights that no network of these sizes has, before memory is taken for one."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is truncated or not a safetensors file: {error}") from error
-    if header is None:
-        raise ValueError(f"'{path}' is not a saved policy: its header has no '{_HEADER}'")
-    try:
-        description = json.loads(header)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the description in '{path}' is not JSON: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        raise ValueError(f"'{path}' does not describe a policy of this version: expected format {_FORMAT}")
-    return description, tensors
+        with torch.device("meta"):
+            network = FactoredRecurrentActorCritic(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"'{path}': field 'network' describes no network: {error}") from error
+    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    for name in expected | found:
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"the weights in '{path}' do not fit its description: expected '{name}' of shape {expected.get(name)}, "
+                f"got {found.get(name)}"
+            )
+        if not weights[name].isfinite().all():
+            raise ValueError(f"'{path}': expected finite weights, got NaN or infinity in '{name}'")
 
 
 def _take_over(normalizer: ObservationNormalizer, statistics: Mapping[str, Tensor], path: Path) -> None:

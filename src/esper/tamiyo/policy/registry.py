@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from esper.actions import Decision
+from esper.files import read_json
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
 from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
@@ -98,11 +98,17 @@ def trained_on(policy: str | Path) -> tuple[str, ...]:
     """Tasks that a policy has learned on, as its model card (``card.json``) says; empty where it has none.
 
     Raises:
-        ValueError: As :func:`directory_of` says.
+        ValueError: As :func:`directory_of` says, and for a card that names no tasks.
     """
     directory = directory_of(policy)
     card = None if directory is None else directory / "card.json"
-    return () if card is None or not card.is_file() else tuple(json.loads(card.read_text(encoding="utf-8"))["tasks"])
+    if card is None or not card.is_file():
+        return ()
+    described = read_json(card)
+    tasks = described.get("tasks") if isinstance(described, dict) else None
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise ValueError(f"'{card}': field 'tasks': expected a list of names, got {tasks!r}")
+    return tuple(tasks)
 
 
 def make_policy(policy: str | Path | Policy | Rule) -> Policy:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 import esper
 from esper.actions import BLUEPRINT_NAMES
 from esper.cli import COMMANDS, main
+from esper.commands.resuming import resumable
 from esper.tasks import TASKS
 
 
@@ -96,3 +98,46 @@ def test_esper_ppo_is_a_command(tmp_path, capsys):
                  "--episodes", "2", "--quiet", "--run-dir", str(tmp_path / "run")]) == 0  # fmt: skip
     assert (tmp_path / "run" / "config.json").is_file()
     assert "over 2 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (OSError(28, "No space left on device", "runs/mine"), 2, "[Errno 28] No space left on device: 'runs/mine'"),
+        (PermissionError(13, "Permission denied", "runs/mine"), 2, "[Errno 13] Permission denied: 'runs/mine'"),
+        (MemoryError("cannot allocate\n8 GB"), 2, "memory has run out: cannot allocate 8 GB"),
+        (ChildProcessError("worker process 5 was killed"), 1, "worker process 5 was killed"),
+        (ValueError("two\nlines"), 2, "two lines"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+)
+def test_what_is_refused_is_one_line_and_an_exit_code(error, code, says, monkeypatch, capsys):
+    def refuse(self, console):
+        raise error
+
+    monkeypatch.setattr("esper.commands.listings.TasksCommand.run", refuse)
+    assert main(["tasks"]) == code
+    assert capsys.readouterr().err == ("" if says is None else f"esper: {says}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyboardInterrupt(), True), (OSError(28, "full"), True), (ChildProcessError("killed"), True),
+     (FileExistsError("there is a run"), False), (ValueError("wrong"), False)],
+)  # fmt: skip
+def test_a_command_that_is_stopped_says_how_to_go_on(error, said, capsys):
+    with pytest.raises(type(error)), resumable(Console(), "esper train --resume runs/mine"):
+        raise error
+    assert ("go on with: esper train --resume runs/mine" in capsys.readouterr().out) == said
+
+
+def test_a_run_that_another_process_writes_is_refused_by_name(tmp_path, capsys):
+    hold = f"from esper.files import locked\nwith locked({str(tmp_path)!r}):\n  print(flush=True)\n  input()"
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder.stdout.readline()
+    arguments = ["ppo", "--env", "esper/Locksmith-v0", "--updates", "1", "--run-dir", str(tmp_path), "--quiet"]
+    for more in ([], ["--resume"]):
+        assert main([*arguments, *more]) == 2
+        assert f"'{tmp_path}' is being written by process {holder.pid} on" in capsys.readouterr().err
+    holder.communicate("\n")
+    assert not (tmp_path / "metrics.jsonl").exists()

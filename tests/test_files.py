@@ -6,6 +6,8 @@ import json
 import math
 import os
 import pickle
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from esper import files
-from esper.files import Format, from_plain, read_json, write_json_atomic, written_whole
+from esper.files import Format, from_plain, is_unused, locked, read_json, write_json_atomic, written_whole
 
 
 def test_writes_what_json_reads_back(tmp_path):
@@ -79,6 +81,25 @@ def test_modes_follow_the_umask(tmp_path, umask):
         os.umask(before)
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+# Locks
+
+
+def test_a_directory_is_held_against_other_processes_only(tmp_path):
+    attempt = [sys.executable, "-c", f"from esper.files import locked\nwith locked({str(tmp_path)!r}): print('held')"]
+    with locked(tmp_path), locked(tmp_path / "." / ".." / tmp_path.name):
+        refused = subprocess.run(attempt, capture_output=True, text=True, check=False)
+    assert f"'{tmp_path}' is being written by process {os.getpid()} on" in refused.stderr
+    assert subprocess.run(attempt, capture_output=True, text=True, check=True).stdout == "held\n"
+
+
+def test_a_directory_with_nothing_but_a_lock_is_unused(tmp_path):
+    assert is_unused(tmp_path / "missing")
+    with locked(tmp_path):
+        assert is_unused(tmp_path)
+    (tmp_path / "file").touch()
+    assert not is_unused(tmp_path)
 
 
 # Fields

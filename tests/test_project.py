@@ -36,6 +36,7 @@ RANKS = {
     "files": 0,
     "allocator": 0,
     "auditions": 0,
+    "workers": 1,
     "tasks": 1,
     "network": 1,
     "tamiyo": 1,

@@ -1,7 +1,8 @@
 """The command line: ``esper train``, ``esper tasks``, ``esper blueprints``, ….
 
 Each command is a typed config dataclass in a module of its own, which is imported when it is called; its options,
-defaults and help are derived from it (tyro). What the user got wrong ends in one clear line and exit code 2.
+defaults and help are derived from it (tyro). What the user got wrong, and what the machine refused, ends in one clear
+line and exit code 2.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 2 for what the user got wrong, 130 after Ctrl-C."""
+    """Run one command; the exit code: 0 done, 1 a worker died, 2 wrong options or a refusal, 130 after Ctrl-C."""
     name, *options = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
     if name == "--version":
         print(f"esper {esper.__version__}")
@@ -60,16 +61,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"esper: {_unknown(name)}", file=sys.stderr)
         return 2
     module, command_name = COMMANDS[name][0].split(":")
-    command = tyro.cli(getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}")
-    keep_freed_memory()
     try:
+        command = tyro.cli(getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}")
+        keep_freed_memory()
         command.run(Console())
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except ChildProcessError as error:
         print(f"esper: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"esper: {_in_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _in_one_line(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return f"memory has run out: {said}" if isinstance(error, MemoryError) else said
 
 
 def _overview() -> str:

@@ -8,10 +8,12 @@ tensors is a safetensors file with a description as JSON in its header, of a nam
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
 import os
+import socket
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,11 @@ T = TypeVar("T")
 
 _UNSEALED = "0" * 64
 """Stands for the checksum while it is computed."""
+
+_LOCK = ".lock"
+
+_HELD: set[Path] = set()
+"""Directories that this process holds."""
 
 
 # ------------------------------------------------------------------------------------------- writing
@@ -75,6 +82,47 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a directory against other processes; it is let go at the end of the block, or of the process.
+
+    The directory is made where it is missing. The lock is on the file ``.lock`` in it, which stays. Who holds a
+    directory may hold it again.
+
+    Raises:
+        ValueError: When another process holds it; the message names the process.
+        OSError: When the directory cannot be written.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    place = directory.resolve()
+    if place in _HELD:
+        yield
+        return
+    with (directory / _LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ValueError(
+                f"'{directory}' is being written by {file.read().strip() or 'another process'}; wait for its end, or "
+                "choose another directory"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        _HELD.add(place)
+        try:
+            yield
+        finally:
+            _HELD.remove(place)
+
+
+def is_unused(directory: Path) -> bool:
+    """Whether a directory is missing, or holds nothing but a lock."""
+    return not directory.exists() or all(entry.name == _LOCK for entry in directory.iterdir())
 
 
 def write_json_atomic(path: str | os.PathLike[str], data: Any) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation import Table, compare, evaluation_seeds, names, validation_objectives
-from esper.files import from_plain, read_json, write_json_atomic
+from esper.files import from_plain, is_unused, locked, read_json, write_json_atomic
 from esper.simic import Callback, NetworkOptions, PPOConfig, TrainConfig
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.tamiyo.policy.learned import LearnedPolicy
@@ -159,21 +159,23 @@ def train_tamiyo(
         watcher: Watches the run.
 
     Raises:
-        ValueError: For options that make no sense, or a policy that cannot be read.
+        ValueError: For options that make no sense, a policy that cannot be read, or a ``run_dir`` that another process
+            writes.
         FileExistsError: When ``run_dir`` is not empty; :func:`resume_tamiyo` goes on with a run.
         KeyboardInterrupt: After Ctrl-C; ``run_dir`` holds a checkpoint of the last update.
     """
     config.check()
     directory = None if run_dir is None else Path(run_dir)
-    if directory is not None and directory.exists() and any(directory.iterdir()):
+    if directory is not None and not is_unused(directory):
         raise FileExistsError(
             f"{directory} exists and is not empty; go on with the run in it (resume_tamiyo, or `esper train --resume "
             f"{directory}`), or choose another directory"
         )
     policy = None if config.policy is None else LSTMPolicyBundle.load(config.policy)
-    if directory is not None:
-        config.save(directory)
-    return _train(config, policy, directory, watcher or Watcher(), resume=False)
+    with nullcontext() if directory is None else locked(directory):
+        if directory is not None:
+            config.save(directory)
+        return _train(config, policy, directory, watcher or Watcher(), resume=False)
 
 
 def resume_tamiyo(run_dir: str | os.PathLike[str], *, watcher: Watcher | None = None) -> TrainedTamiyo:
@@ -185,16 +187,17 @@ def resume_tamiyo(run_dir: str | os.PathLike[str], *, watcher: Watcher | None = 
 
     Raises:
         FileNotFoundError: When there is no such run.
-        ValueError: For a checkpoint that is damaged.
+        ValueError: For a checkpoint that is damaged, or a ``run_dir`` that another process writes.
         KeyboardInterrupt: As in :func:`train_tamiyo`.
     """
     directory = Path(run_dir)
     config = TamiyoConfig.load(directory)
     config.check()
-    resume = holds_checkpoint(directory / "checkpoint")
-    begun_with = find_checkpoint(directory / "checkpoint") if resume else config.policy
-    policy = None if begun_with is None else LSTMPolicyBundle.load(begun_with)
-    return _train(config, policy, directory, watcher or Watcher(), resume=resume)
+    with locked(directory):
+        resume = holds_checkpoint(directory / "checkpoint")
+        begun_with = find_checkpoint(directory / "checkpoint") if resume else config.policy
+        policy = None if begun_with is None else LSTMPolicyBundle.load(begun_with)
+        return _train(config, policy, directory, watcher or Watcher(), resume=resume)
 
 
 def compare_controllers(trained: TrainedTamiyo, *, watcher: Watcher | None = None) -> Table:

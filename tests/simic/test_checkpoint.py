@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +124,28 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monke
     assert load_state(find_checkpoint(place))["update"] == 1
     save_checkpoint(place, small_policy(), {"update": 3})
     assert load_state(find_checkpoint(place))["update"] == 3
+
+
+@pytest.mark.slow
+def test_150_double_crashes_while_saving_lose_nothing(tmp_path: Path) -> None:
+    """A process that saves and saves is killed at a random moment, and so is the one that goes on."""
+    place, chance = tmp_path / "checkpoint", random.Random(0)
+    policy = small_policy()
+    save_checkpoint(place, policy, {"update": 0})
+    for _ in range(300):
+        before = load_state(find_checkpoint(place))["update"]
+        saver = os.fork()
+        if saver == 0:
+            for update in range(before + 1, 10**6):
+                save_checkpoint(place, policy, {"update": update, "x": torch.full((1000,), float(update))})
+        time.sleep(chance.uniform(0, 0.05))
+        os.kill(saver, signal.SIGKILL)
+        os.waitpid(saver, 0)
+        whole = find_checkpoint(place)
+        state = load_state(whole)
+        assert state["update"] >= before
+        assert "x" not in state or state["x"].unique().tolist() == [state["update"]]
+        LSTMPolicyBundle.load(whole)
 
 
 @pytest.fixture

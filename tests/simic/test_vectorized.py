@@ -387,7 +387,7 @@ def test_callbacks_hear_of_everything_in_order(tree_world) -> None:
 
 def test_a_run_directory_holds_everything(tree_world, tmp_path: Path) -> None:
     result = train(tree_world(4, AutoresetMode.SAME_STEP), config=config(), run_dir=tmp_path)
-    assert {p.name.split(".")[0] for p in tmp_path.iterdir()} == {"config", "metrics", "events", "checkpoint"}
+    assert {p.name.split(".")[0] for p in tmp_path.iterdir()} == {"config", "metrics", "events", "checkpoint", ""}
     described = json.loads((tmp_path / "config.json").read_text())
     assert described["train"]["ppo"]["gamma"] == PPOConfig().gamma
     assert torch.equal(weights(load_bundle(tmp_path)), weights(result.policy))

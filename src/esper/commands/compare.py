@@ -12,7 +12,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from esper.commands.resuming import resumable
 from esper.evaluation.study import Study, StudyConfig, Unit, write_report
+from esper.files import locked
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,10 @@ class CompareCommand:
             raise ValueError(f"--workers must be 1 or more, got {self.workers}")
         self.config.check()
         directory = self.out or Path("runs") / datetime.now().strftime("compare-%Y%m%d-%H%M%S")
-        study = Study(self.config, directory)
-        self._run(study, console)
-        found, written = write_report(study)
+        with resumable(console, f"the same settings and --out {directory}"), locked(directory):
+            study = Study(self.config, directory)
+            self._run(study, console)
+            found, written = write_report(study)
         for claim in found:
             console.print(f"{claim.verdict.upper():14} {claim.title}", highlight=False, soft_wrap=True)
         console.print("Written:")
@@ -55,8 +58,4 @@ class CompareCommand:
                 if self.quiet:
                     console.print("done:", *unit, soft_wrap=True, highlight=False)
 
-            try:
-                study.run(self.workers, on_done)
-            except KeyboardInterrupt:
-                console.print(f"stopped; go on with the same settings and --out {study.directory}", soft_wrap=True)
-                raise
+            study.run(self.workers, on_done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import gymnasium.error
 import tyro
 from rich.console import Console
 
+from esper.commands.resuming import resumable
 from esper.simic.evaluation import evaluate, load_bundle
 from esper.simic.locksmith import register_environments
 from esper.simic.training.config import TrainConfig
@@ -61,14 +63,11 @@ class PPOCommand:
 
     def _train(self, console: Console) -> LSTMPolicyBundle:
         progress = Progress(quiet=self.quiet, console=console)
-        try:
+        go_on = f"the same options, --run-dir {self.run_dir} and --resume"
+        with nullcontext() if self.run_dir is None else resumable(console, go_on):
             return train(
                 self.env, config=self.train, run_dir=self.run_dir, callback=progress, resume=self.resume
             ).policy
-        except KeyboardInterrupt:
-            if self.run_dir is not None:
-                console.print(f"stopped; go on with --run-dir {self.run_dir} --resume", soft_wrap=True)
-            raise
 
     def _play(self, policy: LSTMPolicyBundle, console: Console) -> None:
         result = evaluate(

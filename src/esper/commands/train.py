@@ -12,10 +12,11 @@ import rich.progress
 import tyro
 from rich.console import Console
 
+from esper.commands.resuming import resumable
 from esper.evaluation import Table, names
 from esper.evaluation.table import median_growth, printed, to_json
 from esper.figure import growth_figure
-from esper.files import write_json_atomic
+from esper.files import locked, write_json_atomic
 from esper.simic import Progress
 from esper.training import TamiyoConfig, Watcher, compare_controllers, resume_tamiyo, train_tamiyo
 
@@ -37,13 +38,15 @@ class TrainCommand:
         """Train, compare, write everything into the run directory and say where."""
         run_dir = self.resume or self.out or Path("runs") / datetime.now().strftime("train-%Y%m%d-%H%M%S")
         display = TamiyoProgress(console, quiet=self.quiet)
-        if self.resume:
-            trained = resume_tamiyo(run_dir, watcher=display)
-        else:
-            trained = train_tamiyo(self.config, run_dir=run_dir, watcher=display)
-        console.print(_chosen(trained.policy.op_share, trained.objectives))
-        table = compare_controllers(trained, watcher=display)
-        written = write_comparison(table, run_dir)
+        with resumable(console, f"esper train --resume {run_dir}"):
+            if self.resume:
+                trained = resume_tamiyo(run_dir, watcher=display)
+            else:
+                trained = train_tamiyo(self.config, run_dir=run_dir, watcher=display)
+            console.print(_chosen(trained.policy.op_share, trained.objectives))
+            with locked(run_dir):
+                table = compare_controllers(trained, watcher=display)
+                written = write_comparison(table, run_dir)
         console.print(printed(table, names.TAMIYO))
         console.print("Written:")
         for path in (*(run_dir / name for name in ("config.json", "metrics.jsonl", "checkpoint", "policy")), *written):

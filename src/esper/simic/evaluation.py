@@ -99,5 +99,5 @@ def load_bundle(run_dir: str | os.PathLike[str]) -> LSTMPolicyBundle:
     """
     config = read_config(run_dir)
     checkpoint = find_checkpoint(Path(run_dir) / "checkpoint")
-    normalizer = RunningMeanStd((config["network"]["state_dim"],)) if config["normalizes_observations"] else None
+    normalizer = RunningMeanStd((config.network.state_dim,)) if config.normalizes_observations else None
     return LSTMPolicyBundle.load(checkpoint, observation_normalizer=normalizer)

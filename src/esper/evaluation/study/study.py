@@ -6,18 +6,18 @@ import multiprocessing
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
-from esper.allocator import keep_freed_memory
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.study.arms import Bench, study_arms
 from esper.files import from_plain, read_json, write_json_atomic
 from esper.tamiyo.policy.registry import fingerprint, make_policy
 from esper.tasks import get_task
+from esper.workers import begin_worker, died, interrupts_held_back
 
 Unit = tuple[str, str]
 """(task, arm)"""
@@ -145,19 +145,26 @@ class Study:
         return unit
 
     def run(self, workers: int, on_done: Callable[[Unit], None]) -> None:
-        """Run what is missing, in ``workers`` processes of one thread each; results do not depend on their number."""
+        """Run what is missing, in ``workers`` processes of one thread each; results do not depend on their number.
+
+        Raises:
+            ChildProcessError: When a process has died; what is finished is kept.
+        """
         done = {unit for unit in self.units if self.path(unit).exists()}
         for unit in done:
             on_done(unit)
         open_units = [unit for unit in self.units if unit not in done]
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
+        started: list[BaseProcess] = []
         try:
-            for unit in self._in_order(pool, open_units, done):
+            for unit in self._in_order(pool, open_units, done, started):
                 on_done(unit)
+        except BrokenProcessPool as error:
+            raise died(started) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
+            for process in started:
                 process.terminate()
 
     def _needs(self, unit: Unit) -> set[Unit]:
@@ -166,22 +173,25 @@ class Study:
         here = {(task, needed) for needed in self.arms[arm].needs}
         return here | {(t, needed) for needed in self.arms[arm].needs_elsewhere for t in self.config.task if t != task}
 
-    def _in_order(self, pool: ProcessPoolExecutor, units: list[Unit], done: set[Unit]) -> Iterator[Unit]:
-        """Submit each unit once what it needs is done; give out units as they are finished."""
+    def _in_order(
+        self, pool: ProcessPoolExecutor, units: list[Unit], done: set[Unit], started: list[BaseProcess]
+    ) -> Iterator[Unit]:
+        """Submit each unit once what it needs is done; give out units as they are finished.
+
+        The workers that this starts are added to ``started``.
+        """
         running: set[Future[Unit]] = set()
+        others = multiprocessing.active_children()
         while units or running:
             ready = [unit for unit in units if self._needs(unit) <= done]
             units = [unit for unit in units if unit not in ready]
-            running |= {pool.submit(_run_unit, self.config, self.directory, unit) for unit in ready}
+            with interrupts_held_back():  # it is here that the pool starts its workers
+                running |= {pool.submit(_run_unit, self.config, self.directory, unit) for unit in ready}
+                started += [p for p in multiprocessing.active_children() if p not in others and p not in started]
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 done.add(future.result())
                 yield future.result()
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    keep_freed_memory()
 
 
 def _run_unit(config: StudyConfig, directory: Path, unit: Unit) -> Unit:

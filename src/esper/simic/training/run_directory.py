@@ -7,17 +7,34 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from esper.files import from_plain, read_json, write_json_atomic, written_whole
+from esper.files import from_plain, locked, read_json, write_json_atomic, written_whole
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint, load_state, save_checkpoint
 from esper.simic.training.config import TrainConfig
+from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 _MAY_CHANGE = {"total_steps", "updates", "checkpoint_every", "device"}
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What ``config.json`` says of a run."""
+
+    train: TrainConfig
+    """The training options."""
+    network: NetworkConfig
+    """The sizes of the network."""
+    environment: str | None
+    """Id of what the run was trained on, where it was given by one."""
+    normalizes_observations: bool
+    """Whether the policy has an observation normaliser."""
 
 
 class RunDirectory:
@@ -26,8 +43,8 @@ class RunDirectory:
     Args:
         path: The directory; made if it is not there.
 
-    ``config.json`` holds the training options under ``train``, the sizes of the network under ``network``, and what the
-    run was trained on under ``environment``. ``metrics.jsonl`` has one row per update; NaN is written as ``null``.
+    ``config.json`` holds a :class:`RunDescription`. ``metrics.jsonl`` has one row per update, NaN as ``null``.
+    From its beginning to :meth:`close` it is held against other processes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -36,13 +53,16 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint"
         self._writer: SummaryWriter | None = None
+        self._held = ExitStack()
 
     def begin(self, config: TrainConfig, policy: LSTMPolicyBundle, environment: str | None) -> None:
         """Start a new run here.
 
         Raises:
-            ValueError: When a run is here already.
+            ValueError: When a run is here already, or another process writes here.
+            OSError: When the directory cannot be written.
         """
+        self._held.enter_context(locked(self.path))
         if holds_checkpoint(self.checkpoint):
             raise ValueError(f"'{self.path}' already holds a run; resume it, or choose another directory")
         description = {
@@ -60,8 +80,11 @@ class RunDirectory:
         What was logged after the checkpoint is dropped, for it will happen again.
 
         Raises:
-            ValueError: When there is no run or no whole checkpoint here, or the run had other options.
+            ValueError: When there is no run or no whole checkpoint here, the run had other options, or another process
+                writes here.
+            OSError: When the directory cannot be read and written.
         """
+        self._held.enter_context(locked(self.path))
         self._check_config(config)
         checkpoint = find_checkpoint(self.checkpoint)
         state = load_state(checkpoint)
@@ -70,7 +93,7 @@ class RunDirectory:
         return checkpoint, state
 
     def _check_config(self, config: TrainConfig) -> None:
-        before = from_plain(TrainConfig, read_config(self.path).get("train"), self.config_file, "train")
+        before = read_config(self.path).train
         for field in dataclasses.fields(TrainConfig):
             then, now = getattr(before, field.name), getattr(config, field.name)
             if field.name not in _MAY_CHANGE and then != now:
@@ -100,25 +123,23 @@ class RunDirectory:
         save_checkpoint(self.checkpoint, policy, state)
 
     def close(self) -> None:
-        """Finish the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Finish the TensorBoard file, and let go of the directory."""
+        with self._held:
+            if self._writer is not None:
+                self._writer.close()
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_config(path: str | os.PathLike[str]) -> RunDescription:
     """What ``config.json`` in a run directory says.
 
     Raises:
-        ValueError: When there is none, or it is damaged.
+        ValueError: When there is none, or it is damaged; the message names the field.
         OSError: When it cannot be read.
     """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise ValueError(f"expected a run in '{path}', but there is no '{file}'")
-    config = read_json(file)
-    if not isinstance(config, dict):
-        raise ValueError(f"'{file}': expected the description of a run, got {type(config).__name__}")
-    return config
+    return from_plain(RunDescription, read_json(file), file)
 
 
 def _update_of(row: str) -> float:

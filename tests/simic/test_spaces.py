@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.heads import Head, HeadTable
-from esper.simic.spaces import EnvironmentAdapter, autoreset_mode, declared_heads, heads_of, make_envs
+from esper.simic import TrainConfig, evaluate, load_bundle, train
+from esper.simic.spaces import (
+    ACTION_SPACES,
+    OBSERVATION_SPACES,
+    EnvironmentAdapter,
+    ObservationOutsideSpaceWarning,
+    autoreset_mode,
+    declared_heads,
+    heads_of,
+    make_envs,
+)
 
 
 class Shown(gym.Env):
@@ -123,16 +134,31 @@ def test_heads_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
-        (BOX, spaces.Box(-1, 1, (2,)), "continuous actions are not supported.*Discrete, MultiDiscrete, and Dict"),
-        (BOX, spaces.MultiBinary(2), "unsupported action space MultiBinary"),
-        (BOX, spaces.Dict({"x": TWO, "y": BOX}), "unsupported action space Dict"),
+        (BOX, spaces.Text(3), r"action 'action': unsupported space Text\(.*supported actions are Discrete, .*Tuple\."),
         (
-            spaces.Box(0, 255, (8, 8, 3), np.uint8),
-            TWO,
-            r"'observation' has shape \(8, 8, 3\): images are not supported",
+            BOX,
+            spaces.Dict({"x": spaces.Dict({"y": spaces.Graph(BOX, None)})}),
+            r"action 'x/y': unsupported space Graph",
         ),
-        (spaces.Dict({"camera": spaces.Box(0, 1, (8, 8, 3))}), TWO, "'camera' has shape"),
-        (spaces.Dict({"words": spaces.Text(5)}), TWO, "observation 'words': unsupported space.*supported observations"),
+        (
+            BOX,
+            spaces.Box(-np.inf, 1, (2,)),
+            r"finite bounds, got Box\(.*number 0 lies between -inf and 1.0; say within",
+        ),
+        (BOX, spaces.Box(0, 9, (2,), np.int64), r"expected a Box of floating point numbers, got Box\(.*MultiDiscrete"),
+        (
+            spaces.Box(0, 1, (3, 9, 3)),
+            TWO,
+            r"'observation': cannot tell whether the channels of Box\(.*3 of each; give",
+        ),
+        (spaces.Box(0, 1, (2,) * 5), TWO, "'observation': a Box of 5 dimensions is neither features nor an image"),
+        (spaces.Discrete(2**23), TWO, "8388608 choices, at most 4194304 can be embedded; write them as several"),
+        (
+            spaces.Dict({"words": spaces.Text(5)}),
+            TWO,
+            r"observation 'words': unsupported space Text.*Encode it as numbers",
+        ),
+        (spaces.Tuple([BOX, spaces.Sequence(BOX)]), TWO, "observation '1': unsupported space Sequence"),
         (spaces.Dict({"action_mask": spaces.MultiBinary(2)}), TWO, "expected an entry besides 'action_mask'"),
         (spaces.Dict({"o": BOX, "blueprints": BOX.__class__(-1, 1, (2, 2))}), TWO, "'blueprints': expected a vector"),
     ],
@@ -172,7 +198,7 @@ def good() -> dict[str, np.ndarray]:
 def test_numbers_that_are_not_finite_are_named(row: int, column: int, value: float) -> None:
     observation = good()
     observation["box"][row, column] = value
-    says = rf"observation 'box' of environment {row} is not finite \({value} at feature {column}\)"
+    says = rf"observation 'box' of environment {row} is not finite \({value} at number {column}\)"
     with pytest.raises(ValueError, match=says):
         EnvironmentAdapter(vector(SEVERAL, TWO)).encode(observation, {})
 
@@ -295,13 +321,15 @@ def test_final_observations_are_read_for_the_rows_asked_for(batched: bool) -> No
     """One object per environment, as Gymnasium gives them, or arrays over all environments."""
     envs = masked(spaces.MultiBinary(2), TWO)
     adapter = EnvironmentAdapter(envs)
-    shown = [{"action_mask": np.array([1, k % 2], np.int8), "observation": np.full(4, k, np.float32)} for k in range(3)]
+    shown = [
+        {"action_mask": np.array([1, k % 2], np.int8), "observation": np.full(4, k / 2, np.float32)} for k in range(3)
+    ]
     if batched:
         final: Any = {key: np.stack([s[key] for s in shown]) for key in ("action_mask", "observation")}
     else:
         final = np.array([None, shown[1], shown[2]], dtype=object)
     inputs = adapter.encode_final({"final_obs": final}, np.array([1, 2]))
-    assert inputs.features[:, 0].tolist() == [1.0, 2.0]
+    assert inputs.features[:, 0].tolist() == [0.5, 1.0]
     assert inputs.masks["action"].tolist() == [[True, True], [True, False]]
 
 
@@ -331,3 +359,193 @@ def test_environments_are_made_by_id() -> None:
     assert autoreset_mode(single) is AutoresetMode.SAME_STEP
     own_vector_form.close()
     single.close()
+
+
+# ---------------------------------------------------------------------- trees, images, many choices, own encoders
+
+
+def pictures(space: spaces.Box) -> np.ndarray:
+    """What three environments show of it."""
+    return np.stack([space.sample() for _ in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "encoded", "axes"),
+    [
+        ((3, 20, 30), (3, 20, 30), (0, 1, 2, 3)),
+        ((20, 30, 3), (3, 20, 30), (0, 3, 1, 2)),
+        ((4, 84, 84), (4, 84, 84), (0, 1, 2, 3)),
+        ((20, 30), (1, 20, 30), (0, 1, 2)),
+        ((4, 20, 30, 3), (12, 20, 30), (0, 1, 4, 2, 3)),
+        ((4, 3, 20, 30), (12, 20, 30), (0, 1, 2, 3, 4)),
+    ],
+)
+def test_images_are_read_channels_first_or_last_and_frames_are_channels(
+    shape: tuple[int, ...], encoded: tuple[int, ...], axes: tuple[int, ...]
+) -> None:
+    space = spaces.Box(0, 255, shape, np.uint8)
+    adapter = EnvironmentAdapter(vector(spaces.Dict({"camera": space}), TWO))
+    (part,) = adapter.parts
+    assert (part.name, part.kind, part.shape, part.low, part.high) == ("camera", "image", encoded, 0.0, 255.0)
+    batch = pictures(space)
+    inputs = adapter.encode({"camera": batch}, {})
+    assert inputs.features.shape == (3, 0)
+    assert inputs.parts["camera"].dtype == torch.uint8
+    assert np.array_equal(inputs.parts["camera"], batch.transpose(axes).reshape(3, *encoded))
+
+
+def test_trees_of_observations_are_read_by_path() -> None:
+    camera = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    space = spaces.Tuple([spaces.Dict({"camera": camera, "speed": BOX}), spaces.Discrete(3, start=1)])
+    envs = vector(space, TWO)
+    adapter = EnvironmentAdapter(envs)
+    observation, infos = envs.reset(seed=0)
+    inputs = adapter.encode(observation, infos)
+    assert set(inputs.parts) == {"0/camera"}
+    expected = np.concatenate([observation[0]["speed"], np.eye(3)[observation[1] - 1]], axis=-1)
+    torch.testing.assert_close(inputs.features, torch.from_numpy(expected.astype(np.float32)))
+    *_, infos = envs.step(np.zeros(3, np.int64))
+    final = adapter.encode_final(infos, np.array([0, 2]))
+    assert np.array_equal(final.features[1, :4], infos["final_obs"][2][0]["speed"])
+
+
+def test_a_choice_among_65_536_costs_no_gigabytes() -> None:
+    space = spaces.Dict({"card": spaces.Discrete(65_536, start=-5), "dice": spaces.MultiDiscrete([60, 60])})
+    envs = vector(space, TWO)
+    adapter = EnvironmentAdapter(envs)
+    assert [part.choices for part in adapter.parts] == [(65_536,), (60, 60)]
+    observation, infos = envs.reset(seed=0)
+    parts = adapter.encode(observation, infos).parts
+    assert np.array_equal(parts["card"], observation["card"] + 5)
+    assert np.array_equal(parts["dice"], observation["dice"])
+    policy = train(envs, config=TrainConfig(updates=1, num_steps=8)).policy
+    assert sum(p.numel() for p in policy.network.part_encoder.parameters()) < 20e6
+    observation["card"][1] = 65_531
+    with pytest.raises(ValueError, match="observation 'card' of environment 1 is outside of its space Discrete"):
+        adapter.encode(observation, infos)
+
+
+def test_a_module_of_your_own_may_encode_any_part(tmp_path) -> None:
+    """It is trained, saved, resumed and read back."""
+    space = spaces.Dict({"graph": spaces.Box(0, 1, (3, 3, 3)), "speed": BOX})
+
+    def module() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(27, 8))
+
+    given = module()
+    before = given[1].weight.clone()
+    config = TrainConfig(updates=1, num_steps=8)
+    result = train(vector(space, TWO), config=config, encoders={"graph": given}, run_dir=tmp_path)
+    assert not torch.equal(given[1].weight, before)
+    assert evaluate(result.policy, vector(space, TWO), episodes=3).returns.shape == (3,)
+    again = load_bundle(tmp_path, encoders={"graph": module()})
+    assert torch.equal(again.network.part_encoder.own["graph"][1].weight, given[1].weight)
+    longer = TrainConfig(updates=2, num_steps=8)
+    resumed = train(vector(space, TWO), config=longer, encoders={"graph": module()}, run_dir=tmp_path, resume=True)
+    assert len(resumed.metrics) == 1
+    with pytest.raises(
+        ValueError, match=r"encoders are given for \['grid'\], but the parts of .* are \['graph', 'speed'\]"
+    ):
+        train(vector(space, TWO), config=config, encoders={"grid": module()})
+
+
+def test_a_number_that_is_not_finite_in_an_image_is_named() -> None:
+    space = spaces.Box(-np.inf, np.inf, (3, 20, 20))
+    batch = np.zeros((3, 3, 20, 20), np.float32)
+    batch[2, 0, 0, 7] = np.nan
+    with pytest.raises(
+        ValueError, match=r"observation 'observation' of environment 2 is not finite \(nan at number 7\)"
+    ):
+        EnvironmentAdapter(vector(space, TWO)).encode(batch, {})
+
+
+def test_a_number_outside_of_its_bounds_is_said_once() -> None:
+    adapter = EnvironmentAdapter(vector(BOX, TWO))
+    batch = np.zeros((3, 4), np.float32)
+    batch[1, 2] = 1.5
+    with pytest.warns(ObservationOutsideSpaceWarning, match="observation 'observation' of environment 1 is outside of"):
+        inputs = adapter.encode(batch, {})
+    assert inputs.features[1, 2] == 1.5
+    adapter.encode(batch, {})
+
+
+def test_environments_that_show_other_parts_are_refused() -> None:
+    one, other = (vector(spaces.Box(0, 255, shape, np.uint8), TWO) for shape in ((3, 20, 20), (3, 20, 30)))
+    with pytest.raises(ValueError, match=r"environment 1 shows the parts .* but the policy reads .* must be the same"):
+        train([one, other], config=TrainConfig(updates=1, num_steps=4))
+
+
+# ---------------------------------------------------------------------- actions within their bounds
+
+
+def test_numbers_arrive_within_the_bounds_of_their_space() -> None:
+    low, high = np.array([[-2, 0], [5, -1e6]], np.float32), np.array([[2, 0.1], [6, 1e6]], np.float32)
+    space = spaces.Box(low, high)
+    envs = vector(BOX, space)
+    adapter = EnvironmentAdapter(envs)
+    assert adapter.heads == HeadTable([Head("action", 4, kind="gaussian")])
+    for u, expected in ((0.0, (low + high) / 2), (40.0, high), (-40.0, low)):
+        actions = adapter.decode({"action": torch.full((3, 4), u)})
+        np.testing.assert_allclose(actions, np.stack([expected] * 3), rtol=1e-5)
+        assert envs.action_space.contains(actions)
+    for u in (-9.3, -8.9, 8.9, 9.3):  # where rounding may step over
+        assert envs.action_space.contains(adapter.decode({"action": torch.full((3, 4), u)}))
+
+
+def test_a_tree_of_actions_arrives_as_it_was_declared() -> None:
+    space = spaces.Dict(
+        {
+            "arm": spaces.Tuple([spaces.Discrete(3, start=2), spaces.Box(0, 1, (2, 2))]),
+            "dice": spaces.MultiDiscrete([[2, 3], [4, 5]]),
+            "lamps": spaces.MultiBinary((2, 1)),
+        }
+    )
+    envs = vector(BOX, space)
+    adapter = EnvironmentAdapter(envs)
+    drawn = {
+        head.name: torch.ones(3, dtype=torch.int64) if head.is_categorical else torch.ones(3, head.num_choices).long()
+        for head in adapter.heads
+    }
+    actions = adapter.decode(drawn)
+    assert envs.action_space.contains(actions)
+    envs.step(actions)
+    assert envs.envs[1].unwrapped.done[0]["arm"][0] == 3
+    declared = HeadTable([Head("lamps", 2, kind="bernoulli"), *[h for h in adapter.heads if h.name != "lamps"]])
+    assert EnvironmentAdapter(envs, declared).heads == declared  # in another order
+
+
+# ---------------------------------------------------------------------- what the page says
+
+
+@pytest.mark.parametrize(("title", "table"), [("actions", ACTION_SPACES), ("observations", OBSERVATION_SPACES)])
+def test_the_page_says_what_the_code_supports(title: str, table: dict[type[spaces.Space], str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ppo_for_your_environment.md").read_text(encoding="utf-8")
+    for kind, becomes in table.items():
+        assert f"| `{kind.__name__}` ({title}) | {becomes} |" in page
+
+
+EXAMPLES: dict[type[spaces.Space], spaces.Space] = {
+    spaces.Discrete: spaces.Discrete(3),
+    spaces.MultiDiscrete: spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary: spaces.MultiBinary(3),
+    spaces.Box: BOX,
+    spaces.Dict: spaces.Dict({"x": BOX, "y": TWO}),
+    spaces.Tuple: spaces.Tuple([BOX, TWO]),
+}
+
+
+@pytest.mark.parametrize("kind", list(EXAMPLES), ids=lambda kind: kind.__name__)
+def test_everything_that_is_said_to_be_supported_is_trained_on(kind: type[spaces.Space]) -> None:
+    assert set(EXAMPLES) == set(ACTION_SPACES) == set(OBSERVATION_SPACES)
+    envs = vector(EXAMPLES[kind], EXAMPLES[kind])
+    result = train(envs, config=TrainConfig(updates=1, num_steps=8))
+    errors = [v for name, v in result.metrics[-1].items() if name.startswith("first_ratio_error")]
+    assert max(errors) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "MountainCarContinuous-v0", "Blackjack-v1", "Taxi-v4"])
+def test_environments_that_came_with_gymnasium_are_trained_on(name: str) -> None:
+    """Numbers as actions; a tuple as observation; 500 states, with a mask in info."""
+    result = train(name, config=TrainConfig(updates=1, num_steps=8, num_envs=2))
+    errors = [v for key, v in result.metrics[-1].items() if key.startswith("first_ratio_error")]
+    assert max(errors) < 1e-5

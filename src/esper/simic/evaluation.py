@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from torch import nn
 
 from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.spaces import EnvironmentAdapter, make_envs
@@ -70,7 +72,8 @@ def evaluate(
         raise ValueError(f"episodes: expected at least 1, got {episodes}")
     given = make_envs(envs, min(num_envs, episodes)) if isinstance(envs, str) else envs
     device = next(policy.network.parameters()).device
-    collector = Collector(given, EnvironmentAdapter(given, policy.heads, device), _STEPS_AT_A_TIME)
+    adapter = EnvironmentAdapter(given, policy.heads, device, policy.network.part_encoder.own)
+    collector = Collector(given, adapter, _STEPS_AT_A_TIME)
     collector.reset(policy, seed)
     generator = torch.Generator(device).manual_seed(seed)
     share = [episodes // given.num_envs + (k < episodes % given.num_envs) for k in range(given.num_envs)]
@@ -91,8 +94,12 @@ def evaluate(
     )
 
 
-def load_bundle(run_dir: str | os.PathLike[str]) -> LSTMPolicyBundle:
+def load_bundle(run_dir: str | os.PathLike[str], encoders: Mapping[str, nn.Module] | None = None) -> LSTMPolicyBundle:
     """The policy in the last checkpoint of a run directory.
+
+    Args:
+        run_dir: The run directory.
+        encoders: The modules of your own that it was trained with, if any, by part; their weights are read.
 
     Raises:
         ValueError: When there is no run, or its checkpoint is damaged.
@@ -100,4 +107,4 @@ def load_bundle(run_dir: str | os.PathLike[str]) -> LSTMPolicyBundle:
     config = read_config(run_dir)
     checkpoint = find_checkpoint(Path(run_dir) / "checkpoint")
     normalizer = RunningMeanStd((config.network.state_dim,)) if config.normalizes_observations else None
-    return LSTMPolicyBundle.load(checkpoint, observation_normalizer=normalizer)
+    return LSTMPolicyBundle.load(checkpoint, observation_normalizer=normalizer, encoders=encoders)

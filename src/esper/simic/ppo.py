@@ -283,8 +283,9 @@ def rollout_metrics(rollouts: Sequence[RolloutBuffer]) -> dict[str, float]:
         ``explained_variance`` (share of the variance of the λ-returns that V(s) explains; 1 is perfect, 0 no better
         than a constant), ``advantage_mean/{head}`` and ``advantage_std/{head}`` before normalisation,
         ``entropy/{head}`` (conditional, nats), ``normalized_entropy/{head}`` (in units of the logarithm of the number
-        of allowed choices: 1 is uniform, 0 is certain), ``head_share/{head}`` (share of the steps in which the head
-        could matter), and ``choice_share/{choice}`` of the op.
+        of allowed choices: 1 is uniform, 0 is certain; of numbers, the share of their bounds that a uniform draw of the
+        same entropy would fill), ``head_share/{head}`` (share of the steps in which the head
+        could matter), and ``choice_share/{choice}`` of a categorical op.
     """
     heads = rollouts[0].heads
     valid = torch.cat([r["valid"].flatten() for r in rollouts])
@@ -293,26 +294,33 @@ def rollout_metrics(rollouts: Sequence[RolloutBuffer]) -> dict[str, float]:
     allowed = torch.cat([r.num_allowed().flatten(0, 1) for r in rollouts])
     advantages = torch.cat([r.advantages.op.flatten() for r in rollouts if r.advantages is not None])[valid]
     returns = torch.cat([r.advantages.targets.flatten() for r in rollouts if r.advantages is not None])[valid]
-    ops = torch.cat([r["actions"][..., 0].flatten() for r in rollouts])[valid]
     scale = AdvantageScale.of(rollouts)
     count = matters.sum(0)
-    normalized = entropies / allowed.clamp(min=2).log()
-    shares = torch.bincount(ops, minlength=heads.op.num_choices) / len(ops)
+    normalized = torch.stack(
+        [
+            (h.exp() / n).pow(1 / head.num_choices) if head.kind == "gaussian" else h / n.clamp(min=2).log()
+            for head, h, n in zip(heads, entropies.unbind(-1), allowed.unbind(-1), strict=True)
+        ],
+        dim=-1,
+    )
     metrics = {
         "explained_variance": 1 - advantages.var(correction=0) / returns.var(correction=0),
         **_by_head("advantage_mean", heads, torch.where(count > 1, scale.mean, math.nan)),
         **_by_head("advantage_std", heads, torch.where(count > 1, scale.std, math.nan)),
         **_by_head("entropy", heads, (entropies * matters).sum(0) / count),
         **_by_head("normalized_entropy", heads, (normalized * matters).sum(0) / count),
-        **_by_head("head_share", heads, count / len(ops)),
-        **{f"choice_share/{name}": share for name, share in zip(op_choices(heads), shares, strict=True)},
+        **_by_head("head_share", heads, count / valid.sum()),
     }
+    if heads.num_ops:
+        ops = torch.cat([r["actions"][..., 0].flatten() for r in rollouts])[valid].long()
+        shares = torch.bincount(ops, minlength=heads.num_ops) / len(ops)
+        metrics |= {f"choice_share/{name}": share for name, share in zip(op_choices(heads), shares, strict=True)}
     return {name: float(value) for name, value in metrics.items()}
 
 
 def op_choices(heads: HeadTable) -> tuple[str, ...]:
-    """Names of the ops, or their numbers where they have none."""
-    return heads.op.choices or tuple(str(i) for i in range(heads.op.num_choices))
+    """Names of the ops, or their numbers where they have none; empty where the first head is not categorical."""
+    return heads.op.choices if heads.num_ops and heads.op.choices else tuple(str(i) for i in range(heads.num_ops))
 
 
 def _by_head(name: str, heads: HeadTable, values: Tensor) -> dict[str, Tensor]:

@@ -15,15 +15,15 @@ the same, and the update has no Python loop over time.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from esper.heads import HeadTable
+from esper.heads import Head, HeadTable
 from esper.simic.advantages import Advantages, compute_advantages, mean_of_others
 from esper.tamiyo.networks.checks import HiddenState
 from esper.tamiyo.networks.factored_lstm import ActionOutput
@@ -57,6 +57,8 @@ class Transition:
 
 _FLAGS = ("terminated", "truncated", "episode_starts", "valid")
 
+_PART = "part/"
+
 _LINE_UNIT = 32
 """Packed lines have a multiple of this many rows, for the sake of few shapes."""
 
@@ -69,7 +71,7 @@ class SequenceBatch(NamedTuple):
     hidden: HiddenState
     """The stored hidden state each line begins with, [layers, B, width]."""
     actions: dict[str, Tensor]
-    """{head: [B, L] int64}."""
+    """{head: [B, L] int64}, of heads that are not categorical [B, L, n]."""
     log_probs: Tensor
     """[B, L, H], of the stored actions at rollout time."""
     advantages: Tensor
@@ -117,10 +119,12 @@ class RolloutBuffer:
     def __getitem__(self, name: str) -> Tensor:
         """The stored rows [T, K, ...] called ``name``.
 
-        Names: ``features``, ``actions``, ``log_probs`` and ``entropies`` [T, K, H], ``chosen_values``,
-        ``state_values``, ``rewards``, ``terminated``, ``truncated``, ``episode_starts``, ``valid``, ``hidden_0`` and
-        ``hidden_1`` [T, layers, K, width]; with slots ``blueprint_indices``; after same-step autoreset
-        ``final_values``; where another policy drew the actions ``likelihood_ratios``.
+        Names: ``features``, ``part/{name}`` for each part of the observation, ``actions`` [T, K, H] (where not all
+        heads are categorical the numbers of one head after those of the other, float64), ``log_probs`` and
+        ``entropies`` [T, K, H], ``chosen_values``, ``state_values``, ``rewards``, ``terminated``, ``truncated``,
+        ``episode_starts``, ``valid``, ``hidden_0`` and ``hidden_1`` [T, layers, K, width]; with slots
+        ``blueprint_indices``; after same-step autoreset ``final_values``; where another policy drew the actions
+        ``likelihood_ratios``.
         """
         return self._rows[name]
 
@@ -158,7 +162,7 @@ class RolloutBuffer:
         output, names = transition.output, self.heads.names
         rows = {
             "features": transition.inputs.features,
-            "actions": torch.stack([output.actions[h] for h in names], dim=-1),
+            "actions": _side_by_side(self.heads, output.actions),
             "log_probs": torch.stack([output.log_probs[h] for h in names], dim=-1),
             "entropies": torch.stack([output.entropies[h] for h in names], dim=-1),
             "chosen_values": output.value,
@@ -171,6 +175,7 @@ class RolloutBuffer:
             "episode_starts": transition.episode_starts,
             "valid": transition.valid,
         }
+        rows |= {_PART + name: part for name, part in transition.inputs.parts.items()}
         if transition.inputs.blueprint_indices is not None:
             rows["blueprint_indices"] = transition.inputs.blueprint_indices
         if transition.final_values is not None:
@@ -235,17 +240,24 @@ class RolloutBuffer:
 
     # ------------------------------------------------------------------ what the heads had to choose from
 
-    def num_allowed(self) -> Int[Tensor, "T K H"]:
-        """How many choices each head had, [T, K, H], given the choice its parent took."""
+    def num_allowed(self) -> Shaped[Tensor, "T K H"]:
+        """How many choices each head had, [T, K, H], given the choice its parent took.
+
+        Of a Bernoulli head 2 to the number of free bits. Of n numbers 2^n, the volume they may lie in: its logarithm is
+        their greatest entropy, as it is of choices.
+        """
         counts = []
         choices = _by_head(self.heads, self["actions"])
         for head in self.heads:
             mask = self._masks.get(head.name)
             if mask is None:
                 size = head.num_choices or self["blueprint_indices"].shape[-1]
-                counts.append(torch.full_like(choices[head.name], size))
-            else:
-                counts.append(self.heads.allowed(head.name, mask, choices).sum(-1))
+                shape = choices[head.name].shape[:2]
+                full = torch.full(shape, size, device=self["valid"].device)
+                counts.append(full if head.is_categorical else 2.0**full)
+                continue
+            count = self.heads.allowed(head.name, mask, choices).sum(-1)
+            counts.append(count if head.is_categorical else 2.0 ** (count > 1).sum(-1))
         return torch.stack(counts, dim=-1)
 
     @property
@@ -317,6 +329,7 @@ class RolloutBuffer:
                 features=padded(self["features"], 0.0),
                 blueprint_indices=padded(self["blueprint_indices"], -1) if "blueprint_indices" in self._rows else None,
                 masks=masks,
+                parts={n.removeprefix(_PART): padded(x, 0) for n, x in self._rows.items() if n.startswith(_PART)},
             ),
             hidden=(
                 self["hidden_0"][step[:, 0], :, environment[:, 0]].transpose(0, 1).contiguous(),
@@ -332,9 +345,22 @@ class RolloutBuffer:
         )
 
 
-def _by_head(heads: HeadTable, actions: Int[Tensor, "*batch H"]) -> dict[str, Int[Tensor, "*batch"]]:
-    """The choices [...] of each head, from actions [..., H] in the order of the table."""
-    return dict(zip(heads.names, actions.unbind(-1), strict=True))
+def _side_by_side(heads: HeadTable, actions: Mapping[str, Tensor]) -> Shaped[Tensor, "K W"]:
+    """The actions of all heads in one tensor, in the order of the table; float64 holds choices and numbers exactly."""
+    if all(head.is_categorical for head in heads):
+        return torch.stack([actions[name] for name in heads.names], dim=-1)
+    return torch.cat([actions[h.name].double().view(-1, _width(h)) for h in heads], dim=-1)
+
+
+def _by_head(heads: HeadTable, actions: Shaped[Tensor, "*batch W"]) -> dict[str, Tensor]:
+    """The actions of each head, [...] or [..., n], from what :func:`_side_by_side` made."""
+    parts = actions.split([_width(head) for head in heads], dim=-1)
+    as_drawn = {h.name: x if h.kind == "gaussian" else x.long() for h, x in zip(heads, parts, strict=True)}
+    return {h.name: as_drawn[h.name].squeeze(-1) if h.is_categorical else as_drawn[h.name] for h in heads}
+
+
+def _width(head: Head) -> int:
+    return 1 if head.is_categorical else head.num_choices
 
 
 class Layout(NamedTuple):

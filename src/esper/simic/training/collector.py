@@ -164,7 +164,8 @@ class Collector:
         ended = terminated | truncated
         self._episode_starts = self._resetting if self.next_step else ended
         self._resetting = ended if self.next_step else np.zeros_like(ended)
-        self._inputs = self.adapter.encode(observation, infos, ignore=terminated if self.next_step else None)
+        ends = {"ignore": terminated, "last": truncated & ~terminated} if self.next_step else {}
+        self._inputs = self.adapter.encode(observation, infos, **ends)
         self._hidden = emptied(self._hidden, self._episode_starts)
 
     def _tensor(self, array: np.ndarray) -> Tensor:

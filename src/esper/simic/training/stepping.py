@@ -28,7 +28,7 @@ def emptied(hidden: HiddenState, begins: Bool[np.ndarray, " K"]) -> HiddenState:
 
 def value(policy: LSTMPolicyBundle, inputs: PolicyInput, hidden: HiddenState) -> Float[Tensor, " K"]:
     """V, [K]."""
-    return policy.get_value(inputs.features, hidden, inputs.blueprint_indices, inputs.masks)
+    return policy.get_value(inputs.features, hidden, inputs.blueprint_indices, inputs.masks, inputs.parts)
 
 
 def final_values(

@@ -5,6 +5,7 @@ Legend: T steps of a rollout, K environments of one vector environment.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from torch import nn
 
 from esper.heads import HeadTable
 from esper.simic import ppo
@@ -56,6 +58,7 @@ def train(
     config: TrainConfig | None = None,
     policy: LSTMPolicyBundle | None = None,
     heads: HeadTable | None = None,
+    encoders: Mapping[str, nn.Module] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
     resume: bool = False,
@@ -69,6 +72,9 @@ def train(
         policy: Goes on learning in place; ``None`` makes a new one of the sizes in ``config.network``.
         heads: The heads of the action, in the order they are drawn; ``None``: see
             :func:`esper.simic.spaces.declared_heads`.
+        encoders: Modules of your own for parts of the observation, by the part's path (``"camera"``; ``"observation"``
+            for an observation without parts): from ``[N, *shape]`` as the environment shows it to ``[N, E]``. They are
+            trained with the policy.
         run_dir: Where to write config, metrics, TensorBoard events and checkpoints; ``None`` writes nothing.
         callback: Watches the run, for instance :class:`esper.simic.training.progress.Progress`.
         resume: Go on from the checkpoint in ``run_dir``. Environments that have ``state_dict`` and ``load_state_dict``
@@ -89,7 +95,7 @@ def train(
         raise ValueError("resume=True needs the run_dir to resume from")
     owned = [make_envs(envs, config.num_envs)] if isinstance(envs, str) else []
     given = [envs] if isinstance(envs, VectorEnv) else list(envs) if not isinstance(envs, str) else owned
-    trainer = Trainer(given, config, policy=policy, heads=heads, callback=callback)
+    trainer = Trainer(given, config, policy=policy, heads=heads, encoders=encoders, callback=callback)
     directory = None if run_dir is None else RunDirectory(run_dir)
     try:
         trainer.start(directory, environment=envs if isinstance(envs, str) else None, resume=resume)
@@ -136,6 +142,7 @@ class Trainer:
         config: The options.
         policy: Learns in place; ``None`` makes one.
         heads: The heads of the action.
+        encoders: Modules of the user's own, for a new policy.
         callback: Watches the run.
     """
 
@@ -146,6 +153,7 @@ class Trainer:
         *,
         policy: LSTMPolicyBundle | None = None,
         heads: HeadTable | None = None,
+        encoders: Mapping[str, nn.Module] | None = None,
         callback: Callback | None = None,
     ) -> None:
         if not envs:
@@ -155,8 +163,9 @@ class Trainer:
         device = torch.device(config.device)
         if policy is not None and heads is None:
             heads = policy.heads
-        adapters = [EnvironmentAdapter(each, heads, device) for each in envs]
-        self.policy = policy or make_bundle(adapters[0], config)
+        encoders = encoders or {} if policy is None else policy.network.part_encoder.own
+        adapters = [EnvironmentAdapter(each, heads, device, encoders) for each in envs]
+        self.policy = policy or make_bundle(adapters[0], config, encoders)
         self.policy.network.to(device)
         self._check_alike(adapters)
         self.collectors = [Collector(e, a, config.num_steps) for e, a in zip(envs, adapters, strict=True)]
@@ -181,6 +190,11 @@ class Trainer:
                 raise ValueError(
                     f"environment {i} gives {adapter.state_dim} features with {adapter.num_slots} slots, but the "
                     f"policy reads {expected}"
+                )
+            if adapter.parts != config.parts:
+                raise ValueError(
+                    f"environment {i} shows the parts {adapter.parts}, but the policy reads {config.parts}; they must "
+                    "be the same"
                 )
         sizes = sorted({adapter.state_dim for adapter in adapters} | {config.state_dim})
         if len(sizes) > 1 and self.policy.observation_normalizer is not None:
@@ -346,18 +360,23 @@ class Trainer:
             collector.reset(self.policy, self._env_seed(i))
 
 
-def make_bundle(adapter: EnvironmentAdapter, config: TrainConfig) -> LSTMPolicyBundle:
-    """A new policy for the environments behind ``adapter``; the seed decides its weights."""
+def make_bundle(
+    adapter: EnvironmentAdapter, config: TrainConfig, encoders: Mapping[str, nn.Module] | None = None
+) -> LSTMPolicyBundle:
+    """A new policy for the environments behind ``adapter``; the seed decides its weights, but not the ``encoders``'."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = FactoredRecurrentActorCritic(
             heads=adapter.heads,
             state_dim=adapter.state_dim,
             num_slots=adapter.num_slots,
+            parts=adapter.parts,
+            encoders=encoders,
             standardize=config.normalize_observations,
             **vars(config.network),
         )
-    own = config.normalize_observations and adapter.num_slots == 0  # with slots the network does it
+    # With slots the network does it, and parts have encoders that do.
+    own = config.normalize_observations and adapter.num_slots == 0 and adapter.state_dim > 0
     normalizer = RunningMeanStd((adapter.state_dim,)).to(config.device) if own else None
     return LSTMPolicyBundle(network, observation_normalizer=normalizer)
 
@@ -370,7 +389,8 @@ def load_weights(policy: LSTMPolicyBundle, directory: Path) -> None:
     """
     normalizer = policy.observation_normalizer
     fresh = None if normalizer is None else RunningMeanStd((policy.network.config.state_dim,))
-    saved = LSTMPolicyBundle.load(directory, heads=policy.heads, observation_normalizer=fresh)
+    own = copy.deepcopy(policy.network.part_encoder.own)
+    saved = LSTMPolicyBundle.load(directory, heads=policy.heads, observation_normalizer=fresh, encoders=own)
     if saved.network.config != policy.network.config:
         raise ValueError(
             f"the policy saved in '{directory}' was built with {saved.network.config.to_json()}, "

@@ -18,24 +18,34 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esper.heads import Head
+from esper.heads import Head, HeadTable
 from esper.tamiyo.networks.checks import Masks
 from esper.tamiyo.networks.config import NetworkConfig
+from esper.tamiyo.networks.distributions import Bernoullis, Distribution, SquashedGaussian
 from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear, stacked
 from esper.tamiyo.networks.masked_categorical import MaskedCategorical, gumbel_noise, negative_plogp
 
-Chooser = Callable[[str, MaskedCategorical, Tensor | None], Tensor]
-"""Head name, its distribution, and bool ``[N, 1]`` rows in which it is used (``None``: all) → choices int64 ``[N]``."""
+Chooser = Callable[[str, Distribution, Tensor | None], Tensor]
+"""Head name, its distribution, and bool ``[N, 1]`` rows in which it is used (``None``: all) → choices, int64 ``[N]`` of
+a categorical head, ``[N, n]`` of any other."""
 
 
-def sampled(sizes: Mapping[str, int], rows: int, device: torch.device, generator: torch.Generator | None) -> Chooser:
+def sampled(
+    heads: HeadTable, num_slots: int, rows: int, device: torch.device, generator: torch.Generator | None
+) -> Chooser:
     """A chooser that draws from each distribution; all randomness is drawn at once."""
-    noise = gumbel_noise((rows, sum(sizes.values())), device, generator).split(tuple(sizes.values()), dim=-1)
-    of_head = dict(zip(sizes, noise, strict=True))
+    sizes = heads.sizes(num_slots)
+    discrete = {h.name: sizes[h.name] * (1 if h.is_categorical else 2) for h in heads if h.kind != "gaussian"}
+    numbers = {h.name: sizes[h.name] for h in heads if h.kind == "gaussian"}
+    noise = list(gumbel_noise((rows, sum(discrete.values())), device, generator).split(tuple(discrete.values()), -1))
+    if numbers:
+        normal = torch.randn((rows, sum(numbers.values())), device=device, generator=generator)
+        noise += normal.split(tuple(numbers.values()), dim=-1)
+    of_head = dict(zip((*discrete, *numbers), noise, strict=True))
     return lambda name, distribution, used: distribution.sample(noise=of_head[name])
 
 
-def likeliest(name: str, distribution: MaskedCategorical, used: Bool[Tensor, "N 1"] | None) -> Int[Tensor, " N"]:
+def likeliest(name: str, distribution: Distribution, used: Bool[Tensor, "N 1"] | None) -> Tensor:
     """A chooser that takes the likeliest choice."""
     return distribution.mode()
 
@@ -47,18 +57,26 @@ def most_valuable(op: str, op_values_NO: Float[Tensor, "N O"], share: float) -> 
     critic is to be trusted only where the policy goes).
     """
 
-    def choose(name: str, distribution: MaskedCategorical, used: Tensor | None) -> Tensor:
+    def choose(name: str, distribution: Distribution, used: Tensor | None) -> Tensor:
         if name != op:
             return distribution.mode()
+        assert isinstance(distribution, MaskedCategorical)
         probable = distribution.probs >= share * distribution.probs.amax(-1, keepdim=True)
         return op_values_NO.masked_fill(~probable, -math.inf).argmax(-1)
 
     return choose
 
 
-def stored(actions: Mapping[str, Int[Tensor, " N"]]) -> Chooser:
-    """A chooser that repeats ``actions`` (int64 ``[N]`` per head); what is stored for an unused head is not read."""
-    return lambda name, distribution, used: actions[name] if used is None else actions[name] * used.squeeze(-1)
+def stored(actions: Mapping[str, Tensor]) -> Chooser:
+    """A chooser that repeats ``actions`` (``[N]`` or ``[N, n]`` per head); what an unused head stored is not read."""
+
+    def choose(name: str, distribution: Distribution, used: Tensor | None) -> Tensor:
+        choice = actions[name]
+        if used is None:
+            return choice
+        return torch.where(used.squeeze(-1) if choice.ndim == 1 else used, choice, 0)
+
+    return choose
 
 
 class Layout(NamedTuple):
@@ -93,42 +111,55 @@ def only_first(choices: int, device: torch.device) -> Bool[Tensor, " n"]:
 class Draw:
     """One pass through the tree: for each head its distribution, its choice, and where it is used.
 
-    What is summed over choices is summed for all heads at once.
+    Where all heads are categorical, what is summed over choices is summed for all of them at once.
     """
 
-    distributions: dict[str, MaskedCategorical] = field(default_factory=dict)
+    distributions: dict[str, Distribution] = field(default_factory=dict)
     choices: dict[str, Tensor] = field(default_factory=dict)
-    """int64 ``[N]`` per head."""
+    """int64 ``[N]`` of a categorical head; ``[N, n]`` of any other."""
     used: dict[str, Tensor] = field(default_factory=dict)
     """bool ``[N, 1]`` per head; a head that is missing is used in every row."""
 
     @cached_property
+    def categorical(self) -> list[MaskedCategorical] | None:
+        """The distributions, if all are categorical."""
+        found = [d for d in self.distributions.values() if isinstance(d, MaskedCategorical)]
+        return found if len(found) == len(self.distributions) else None
+
+    @cached_property
     def layout(self) -> Layout:
         """Where the choices of each head stand."""
-        sizes = tuple(d.log_probs.shape[-1] for d in self.distributions.values())
-        return layout(sizes, self.log_probs_NC.device)
+        assert self.categorical is not None
+        return layout(tuple(d.log_probs.shape[-1] for d in self.categorical), self.log_probs_NC.device)
 
     @cached_property
     def log_probs_NC(self) -> Float[Tensor, "N C"]:
         """Log-probabilities of all choices of all heads."""
-        return torch.cat([d.log_probs for d in self.distributions.values()], dim=-1)
+        assert self.categorical is not None
+        return torch.cat([d.log_probs for d in self.categorical], dim=-1)
 
     @cached_property
     def choices_NK(self) -> Int[Tensor, "N K"]:
-        """The choice of each head."""
+        """The choice of each head, where all are categorical."""
         return torch.stack(tuple(self.choices.values()), dim=-1)
 
     @cached_property
     def log_probs_NK(self) -> Float[Tensor, "N K"]:
         """Log-probability of each head's choice; exactly 0 where the head is unused."""
+        if self.categorical is None:
+            return torch.stack([d.log_prob(self.choices[name]) for name, d in self.distributions.items()], dim=-1)
         return self.log_probs_NC.gather(-1, self.choices_NK + self.layout.starts_K)
 
     def entropies_NK(self) -> Float[Tensor, "N K"]:
         """Entropy of each head, in nats; exactly 0 where the head is unused."""
+        if self.categorical is None:
+            return torch.stack([d.entropy() for d in self.distributions.values()], dim=-1)
         return self.layout.summed(negative_plogp(self.log_probs_NC))
 
     def could_matter_NK(self) -> Bool[Tensor, "N K"]:
         """Where each head is used and has more than one allowed choice, bool."""
+        if self.categorical is None:
+            return torch.stack([d.could_matter() for d in self.distributions.values()], dim=-1)
         return self.layout.summed((self.log_probs_NC > -torch.inf).long()) > 1
 
 
@@ -136,7 +167,7 @@ class HeadNetwork(nn.Module):
     """One head: its logits, its mask, and what its choice means for the ``later`` heads after it.
 
     The logits of a plain head are its output. A head over slots points: its logits are ``output · key(slot) / sqrt(E)``
-    and later heads see the projected encoding of the chosen slot.
+    and later heads see the projected encoding of the chosen slot. Of numbers and bits later heads see a projection.
 
     Args:
         head: The row of the table.
@@ -146,13 +177,16 @@ class HeadNetwork(nn.Module):
 
     def __init__(self, head: Head, config: NetworkConfig, later: int) -> None:
         super().__init__()
-        self.name, self.table, self.floor = head.name, config.heads, config.floors[head.name]
+        self.name, self.kind, self.num_choices = head.name, head.kind, head.num_choices
+        self.table, self.floor = config.heads, config.floors[head.name]
         self.key: nn.Linear | None = None
         self.conditioning: nn.Linear | nn.Embedding | None = None
         head_dim, slot_dim = config.head_dim, config.slot_dim
         if head.points_at_slots:
             self.key = linear(slot_dim, slot_dim, 1.0, bias=False)
             self.conditioning = stacked(slot_dim, (head_dim,) * later, 1.0) if later else None
+        elif not head.is_categorical:
+            self.conditioning = stacked(head.num_choices, (head_dim,) * later, 1.0) if later else None
         else:
             self.conditioning = embedding(head.num_choices, head_dim * later) if later else None
         users = self.table.users(self.name)
@@ -165,32 +199,41 @@ class HeadNetwork(nn.Module):
         self,
         output: Float[Tensor, "N out"],
         slots_NSE: Float[Tensor, "N S E"] | None,
-        mask: Bool[Tensor, "N n"] | Bool[Tensor, "N n_parent n"] | None,
+        mask: Bool[Tensor, "N ..."] | None,
         draw: Draw,
-    ) -> MaskedCategorical:
-        """The distribution over the choices that are allowed, given what was drawn before."""
+    ) -> Distribution:
+        """The distribution over what is allowed, given what was drawn before."""
+        if self.kind == "gaussian":
+            return SquashedGaussian(output, draw.used.get(self.name))
+        if self.kind == "bernoulli":
+            return Bernoullis(output, self._allowed(mask, draw, 2, output.device), self.floor, self.name)
         logits = output
         if self.key is not None:
             assert slots_NSE is not None
             keys_NSE = F.linear(slots_NSE, self.key.weight)
             logits = torch.bmm(keys_NSE, output.unsqueeze(-1)).squeeze(-1) * (1 / math.sqrt(keys_NSE.shape[-1]))
-        allowed = self._allowed(mask, draw, logits)
+        allowed = self._allowed(mask, draw, logits.shape[-1], logits.device)
         return MaskedCategorical(logits, allowed, self.floor, self.name, check=False)
 
-    def _allowed(self, mask: Tensor | None, draw: Draw, logits: Tensor) -> Tensor | None:
-        """The mask ``[N, n]`` for the choice the parent took, with the first choice alone where the head is unused."""
+    def _allowed(self, mask: Tensor | None, draw: Draw, choices: int, device: torch.device) -> Tensor | None:
+        """The mask for the choice the parent took, with the first choice alone where the head is unused.
+
+        It is ``[N, n]`` of a categorical head, ``[N, n, 2]`` of a Bernoulli head: there every bit has 2 ``choices``.
+        """
         if mask is not None:
             mask = self.table.allowed(self.name, mask, draw.choices)
         used_N1 = draw.used.get(self.name)
         if used_N1 is None:
             return mask
-        first = only_first(logits.shape[-1], logits.device)
-        return used_N1 | first if mask is None else torch.where(used_N1, mask, first)
+        first, used = only_first(choices, device), used_N1 if self.kind == "categorical" else used_N1[..., None]
+        if mask is not None:
+            return torch.where(used, mask, first)
+        return used | (first if self.kind == "categorical" else first.expand(self.num_choices, choices))
 
     def condition(
         self,
         hidden: Float[Tensor, "N later_D"],
-        choice_N: Int[Tensor, " N"],
+        choice_N: Shaped[Tensor, "N ..."],
         slots_NSE: Float[Tensor, "N S E"] | None,
         draw: Draw,
     ) -> Float[Tensor, "N later_D"]:
@@ -200,7 +243,10 @@ class HeadNetwork(nn.Module):
                 draw.used[user] = draw.used[user] & uses_N1 if user in draw.used else uses_N1
         if self.conditioning is None:
             return hidden
-        if self.key is None:
+        if self.kind != "categorical":
+            seen_Nn = SquashedGaussian.bounded(choice_N) if self.kind == "gaussian" else choice_N
+            given = self.conditioning(seen_Nn.to(self.conditioning.weight.dtype))
+        elif self.key is None:
             given = F.embedding(choice_N, self.conditioning.weight)
         else:
             assert slots_NSE is not None and isinstance(self.conditioning, nn.Linear)
@@ -217,19 +263,23 @@ class ActionTree(nn.Module):
     and unused heads cannot disagree between them.
 
     The :class:`~esper.heads.HeadTable` says when a head is used, and what it may choose then. Where a head is unused
-    its only allowed choice is 0: hence action 0, log-probability and entropy exactly 0, and no gradient. It conditions
-    no later head.
+    its only allowed choice is 0 (and all numbers and bits are 0): hence action 0, log-probability and entropy exactly
+    0, and no gradient. It conditions no later head.
 
     The hidden layers of all heads are one linear layer of the core. Each choice drawn adds its embedding to those of
     the heads after it, which is what a linear layer over (core, choices so far) computes. The output layers of all
-    heads lie in one matrix, a block of rows per head.
+    heads lie in one matrix, a block of rows per head: a row per choice or bit, and two per number, for its mean and its
+    deviation.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         heads = config.heads
         self.hidden_sizes = (config.head_dim,) * len(heads)
-        self.output_sizes = tuple(config.slot_dim if head.points_at_slots else head.num_choices for head in heads)
+        self.output_sizes = tuple(
+            config.slot_dim if head.points_at_slots else head.num_choices * (2 if head.kind == "gaussian" else 1)
+            for head in heads
+        )
         self.hidden = stacked(config.hidden_dim, self.hidden_sizes)
         self.output = stacked(config.head_dim, self.output_sizes, POLICY_GAIN)
         self.heads = nn.ModuleList()
@@ -241,7 +291,7 @@ class ActionTree(nn.Module):
     def draw(
         self, core_NH: Float[Tensor, "N H"], slots_NSE: Float[Tensor, "N S E"] | None, masks: Masks, choose: Chooser
     ) -> Draw:
-        """Go through the heads in order; ``masks`` are ``[N, n]``, ``[N, n_parent, n]`` or ``None``."""
+        """Go through the heads in order; ``masks`` are ``[N, ...]`` as the table says, or ``None``."""
         draw = Draw()
         hidden = self.hidden(core_NH)
         weights = self.output.weight.split(self.output_sizes)
@@ -259,10 +309,12 @@ class ActionTree(nn.Module):
         return draw
 
     def op(self, core_NH: Float[Tensor, "N H"], mask: Bool[Tensor, "N O"] | None) -> MaskedCategorical:
-        """Distribution of the op alone, as in :meth:`draw`."""
+        """Distribution of the op alone, as in :meth:`draw`, where the op is categorical."""
         head = self.heads[0]
         assert isinstance(head, HeadNetwork)
         size, choices = self.hidden_sizes[0], self.output_sizes[0]
         hidden_ND = F.linear(core_NH, self.hidden.weight[:size], self.hidden.bias[:size])
         output = F.linear(torch.relu(hidden_ND), self.output.weight[:choices], self.output.bias[:choices])
-        return head.distribution(output, None, mask, Draw())
+        distribution = head.distribution(output, None, mask, Draw())
+        assert isinstance(distribution, MaskedCategorical)
+        return distribution

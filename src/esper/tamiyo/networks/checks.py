@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from esper.heads import HeadTable
+from esper.tamiyo.networks.parts import Part
 
 Masks = Mapping[str, Tensor | None]
 """Head → bool mask, True where allowed, or ``None`` (all allowed)."""
@@ -22,12 +23,35 @@ def check_state(
     name: str, state: Tensor, batch: tuple[str, ...], state_dim: int, *, dtype: torch.dtype, values: bool
 ) -> None:
     """``state`` is of type ``dtype`` and shape ``[*batch, state_dim]``; with ``values``, it is finite too."""
-    if state.ndim != len(batch) + 1 or state.shape[-1] != state_dim or 0 in state.shape:
+    if state.ndim != len(batch) + 1 or state.shape[-1] != state_dim or 0 in state.shape[:-1]:
         raise ValueError(f"expected {name} of shape [{', '.join(batch)}, {state_dim}], got {list(state.shape)}")
     if state.dtype != dtype:
         raise ValueError(f"expected {name} of type {dtype}, got {state.dtype}; use {name}.to({dtype})")
     if values:
         check_finite(name, state)
+
+
+def check_parts(expected: Iterable[Part], parts: Mapping[str, Tensor], batch: torch.Size, *, values: bool) -> None:
+    """``parts`` has every part that is expected, of its shape, with indices within what they may be."""
+    names = [part.name for part in expected]
+    if parts.keys() != set(names):
+        raise ValueError(f"expected the parts {names} of the observation, got {list(parts)}")
+    for part in expected:
+        x = parts[part.name]
+        indices = part.kind == "indices"
+        if x.shape != (*batch, *part.shape) or (indices and x.dtype != torch.int64):
+            raise ValueError(
+                f"part '{part.name}': expected {'torch.int64' if indices else 'numbers'} of shape "
+                f"{[*batch, *part.shape]}, got {x.dtype} {list(x.shape)}"
+            )
+        if values and indices:
+            outside = (x < 0) | (x >= torch.tensor(part.choices, device=x.device).view(part.shape))
+            if outside.any():
+                raise ValueError(
+                    f"part '{part.name}': an index must be from 0 to below {part.choices}, got {x[outside][0]}"
+                )
+        if values and x.is_floating_point():
+            check_finite(f"part '{part.name}'", x)
 
 
 def check_finite(name: str, state: Tensor) -> None:
@@ -82,7 +106,10 @@ def check_blueprint_indices(
 
 
 def check_masks(heads: HeadTable, masks: Masks, batch: torch.Size, num_slots: int) -> None:
-    """``masks`` has every head, each ``None`` or bool ``[*batch, n]``, or ``[*batch, n_parent, n]`` with a parent."""
+    """``masks`` has every head, each ``None`` or bool ``[*batch, n]``, or ``[*batch, n_parent, n]`` with a parent.
+
+    For a Bernoulli head one more dimension of 2 follows, and a Gaussian head has no mask.
+    """
     if masks.keys() != set(heads.names):
         raise ValueError(
             f"expected a mask (or None) for each of the heads {list(heads.names)}, got {list(masks)}; "
@@ -93,6 +120,11 @@ def check_masks(heads: HeadTable, masks: Masks, batch: torch.Size, num_slots: in
         if mask is None:
             continue
         shapes = [[*batch, *shape] for shape in heads.mask_shapes(head.name, num_slots)]
+        if not shapes:
+            raise ValueError(
+                f"head '{head.name}' is Gaussian, and numbers have no mask; give None, and say by used_when under "
+                "which choices the head is used"
+            )
         if mask.dtype != torch.bool or list(mask.shape) not in shapes:
             raise ValueError(
                 f"head '{head.name}': expected a bool mask of shape {' or '.join(map(str, shapes))} (True = allowed), "
@@ -115,18 +147,29 @@ def check_gaps(gaps: Tensor | None, batch: torch.Size) -> None:
         )
 
 
-def check_actions(actions: Mapping[str, Tensor], batch: torch.Size, sizes: Mapping[str, int]) -> None:
-    """``actions`` has every head, each int64 ``[*batch]`` within its head."""
+def check_actions(actions: Mapping[str, Tensor], batch: torch.Size, heads: HeadTable, num_slots: int) -> None:
+    """``actions`` has every head, each as its kind says.
+
+    Categorical: int64 ``[*batch]`` within the head; Bernoulli: 0 or 1, int64 ``[*batch, n]``; Gaussian: floating point
+    ``[*batch, n]``.
+    """
+    sizes = heads.sizes(num_slots)
     if actions.keys() != sizes.keys():
         raise ValueError(f"expected stored actions for the heads {list(sizes)}, got {list(actions)}")
     for name, action in actions.items():
-        if action.shape != batch or action.dtype != torch.int64:
+        head = heads.named(name)
+        shape = [*batch] if head.is_categorical else [*batch, sizes[name]]
+        is_number = head.kind == "gaussian"
+        if list(action.shape) != shape or not (
+            action.is_floating_point() if is_number else action.dtype == torch.int64
+        ):
             raise ValueError(
-                f"head '{name}': expected actions of type torch.int64 and shape {list(batch)}, "
-                f"got {action.dtype} {list(action.shape)}"
+                f"head '{name}': expected actions of type {'floating point' if is_number else 'torch.int64'} and shape "
+                f"{shape}, got {action.dtype} {list(action.shape)}"
             )
+        if is_number:
+            continue
+        most = sizes[name] - 1 if head.is_categorical else 1
         low, high = (int(x) for x in torch.aminmax(action))
-        if low < 0 or high >= sizes[name]:
-            raise ValueError(
-                f"head '{name}': a stored action must be from 0 to {sizes[name] - 1}, got {low if low < 0 else high}"
-            )
+        if low < 0 or high > most:
+            raise ValueError(f"head '{name}': a stored action must be from 0 to {most}, got {low if low < 0 else high}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from esper.files import from_plain
 from esper.heads import HeadTable
+from esper.tamiyo.networks.parts import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,13 @@ class NetworkOptions:
     """Size of the hidden layer per head, and of the critic's."""
     slot_dim: int = 64
     """Size of a slot's encoding, E, where the state has slots."""
+    part_dim: int = 128
+    """Size of the encoding of a part of the observation that is no features: an image, a choice among many."""
     recurrent: bool = True
     """False leaves out the LSTM: a feed-forward policy without memory; hidden states are then empty, ``[0, B, H]``."""
     probability_floor: float | Mapping[str, float] = 0.0
-    """Least probability of an allowed choice, for every head or by head name; the same in rollout and update."""
+    """Least probability of an allowed choice, for every head that has choices or by head name; the same in rollout and
+    update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,8 @@ class NetworkConfig(NetworkOptions):
     """The table of heads."""
     state_dim: int
     """Length of a state with ``num_slots`` slots, D = ``run_size + slot_size·num_slots``."""
+    parts: tuple[Part, ...] = ()
+    """What comes beside the state, each part with an encoder."""
     num_slots: int = 0
     """S for ``state_dim``; 0 leaves an ordinary recurrent policy, without slot machinery."""
     slot_size: int = 0
@@ -59,7 +65,7 @@ class NetworkConfig(NetworkOptions):
     gathers, and the summary of the slots beside them; otherwise states are taken as they are."""
 
     def __post_init__(self) -> None:
-        if self.num_slots < 0 or self.run_size < 0 or self.state_dim < 1:
+        if self.num_slots < 0 or self.run_size < 0 or self.state_dim < (0 if self.parts else 1):
             raise ValueError(
                 f"expected state_dim of at least {self.slot_size} numbers for each of num_slots slots, "
                 f"got state_dim={self.state_dim} and num_slots={self.num_slots}"
@@ -74,7 +80,9 @@ class NetworkConfig(NetworkOptions):
         if unknown:
             raise ValueError(f"probability_floor names unknown heads {unknown}; the heads are {list(self.heads.names)}")
         for head in self.heads:
-            floor, most = self.floors[head.name], 1.0 / max(head.num_choices, 1)
+            floor, most = self.floors[head.name], 1.0 / (max(head.num_choices, 1) if head.is_categorical else 2)
+            if floor and head.kind == "gaussian":
+                raise ValueError(f"head '{head.name}' is Gaussian: it has no choices for a probability_floor")
             if not 0.0 <= floor < most:
                 raise ValueError(
                     f"head '{head.name}': expected a probability_floor from 0 to below {most:.3g}, got {floor}"
@@ -90,14 +98,14 @@ class NetworkConfig(NetworkOptions):
         """Least probability of an allowed choice of every head."""
         if isinstance(self.probability_floor, Mapping):
             return dict.fromkeys(self.heads.names, 0.0) | dict(self.probability_floor)
-        return dict.fromkeys(self.heads.names, self.probability_floor)
+        return {head.name: 0.0 if head.kind == "gaussian" else self.probability_floor for head in self.heads}
 
     def to_json(self) -> dict[str, Any]:
         """This as plain JSON data; :meth:`from_json` reads it back."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         if isinstance(self.probability_floor, Mapping):
             plain["probability_floor"] = dict(self.probability_floor)
-        return plain | {"heads": self.heads.to_json()}
+        return plain | {"heads": self.heads.to_json(), "parts": [vars(part) for part in self.parts]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NetworkConfig:

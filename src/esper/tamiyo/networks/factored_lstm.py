@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from esper.heads import HeadTable
@@ -22,6 +22,8 @@ from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likelie
 from esper.tamiyo.networks.checks import HiddenState, Masks
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
+from esper.tamiyo.networks.masked_categorical import MaskedCategorical
+from esper.tamiyo.networks.parts import PartEncoder
 from esper.tamiyo.networks.slot_encoder import SlotEncoder
 from esper.tamiyo.networks.standardizer import StateStandardizer
 
@@ -32,7 +34,8 @@ class ActionOutput(NamedTuple):
     """What :meth:`FactoredRecurrentActorCritic.get_action` returns."""
 
     actions: dict[str, Tensor]
-    """int64 ``[B]`` per head; 0 where the head is unused."""
+    """Per head, 0 where it is unused: int64 ``[B]``; of a Bernoulli head int64 ``[B, n]``; of a Gaussian head floating
+    point ``[B, n]``, before :meth:`~esper.tamiyo.networks.distributions.SquashedGaussian.bounded`."""
     log_probs: dict[str, Tensor]
     """float ``[B]`` per head; 0 where the head is unused."""
     value: Tensor
@@ -40,11 +43,12 @@ class ActionOutput(NamedTuple):
     state_value: Tensor
     """V(s) = Σ_op π(op|s) Q(s, op) ``[B]``."""
     op_values: Tensor
-    """Q(s, ·) ``[B, O]``."""
+    """Q(s, ·) ``[B, O]``; V(s) ``[B, 1]`` where the op is not categorical."""
     hidden: HiddenState
     """Pair ``[num_layers, B, H]``: the state to hand to the next step."""
     sampled_op: Tensor
-    """The op ``[B]``: the one that is the action, and that the value and every later head depend on."""
+    """The op, of the shape of its action: the one that is the action, and that the value and every later head depend
+    on."""
     entropies: dict[str, Tensor]
     """float ``[B]`` per head, nats; 0 where the head is unused."""
 
@@ -106,16 +110,20 @@ class FactoredRecurrentActorCritic(nn.Module):
     The state splits into numbers about the run and numbers about each slot. Slots are a set: one shared encoder,
     attention among them, and a summary that joins the run's numbers on the way to an LSTM. No weight depends on the
     number of slots: any S may come at any call. The value of a state is V(s) = Σ_op π(op|s) Q(s, op) over the allowed
-    ops (Van Seijen et al. 2009, expected Sarsa; Wang et al. 2016, dueling).
+    ops (Van Seijen et al. 2009, expected Sarsa; Wang et al. 2016, dueling). Where the first head is not categorical
+    there are no ops to tell apart, and the critic is V(s) alone.
 
     Args:
         config: What it is built for and how large it is; by default what steers growth.
+        encoders: Modules of the user's own, by the name of the part of the observation that each encodes: from
+            ``[N, *shape]`` to ``[N, E]``. Exactly those parts of ``config`` that are of the kind "own" have one.
         check_values: Check the values of inputs and outputs at every call (finite, in range, allowed). Shapes and types
             are always checked.
         **sizes: Fields of :class:`~esper.tamiyo.networks.config.NetworkConfig`, in place of those of ``config``.
 
     Raises:
-        ValueError: For sizes that do not fit each other, or a floor that leaves no distribution.
+        ValueError: For sizes that do not fit each other, a floor that leaves no distribution, or encoders that are
+            missing, that nothing asks for, or that do not fit.
 
     Example:
         >>> network = FactoredRecurrentActorCritic(state_dim=126, num_slots=3)
@@ -125,7 +133,14 @@ class FactoredRecurrentActorCritic(nn.Module):
         True
     """
 
-    def __init__(self, config: NetworkConfig = GROWTH_NETWORK, *, check_values: bool = True, **sizes: Any) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig = GROWTH_NETWORK,
+        *,
+        encoders: Mapping[str, nn.Module] | None = None,
+        check_values: bool = True,
+        **sizes: Any,
+    ) -> None:
         super().__init__()
         if not isinstance(config, NetworkConfig):
             raise TypeError(
@@ -146,13 +161,14 @@ class FactoredRecurrentActorCritic(nn.Module):
         summary = 2 * slot_dim if has_slots else 0
         self.standardizer = StateStandardizer(run_size, slot_size, config.unknown) if standardizes else None
         self.summary_norm = nn.LayerNorm(summary) if standardizes else None
-        self.encoder = linear(run_size + summary, hidden_dim, HIDDEN_GAIN)
+        self.part_encoder = PartEncoder(config.parts, config.part_dim, encoders or {})
+        self.encoder = linear(run_size + summary + self.part_encoder.size, hidden_dim, HIDDEN_GAIN)
         self.encoder_norm = nn.LayerNorm(hidden_dim)
         self.memory = lstm(hidden_dim) if config.recurrent else None
         self.core_norm = nn.LayerNorm(hidden_dim)
         self.tree = ActionTree(config)
         self.critic_hidden = linear(hidden_dim, config.head_dim, HIDDEN_GAIN)
-        self.critic = linear(config.head_dim, 1 + config.heads.op.num_choices, VALUE_GAIN)
+        self.critic = linear(config.head_dim, 1 + config.heads.num_ops, VALUE_GAIN)
 
     @property
     def heads(self) -> HeadTable:
@@ -192,6 +208,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         deterministic: bool = False,
         generator: torch.Generator | None = None,
         op_share: float = 1.0,
+        parts: Mapping[str, Tensor] | None = None,
     ) -> ActionOutput:
         """Decide one step.
 
@@ -199,30 +216,35 @@ class FactoredRecurrentActorCritic(nn.Module):
             state: float ``[B, D]``.
             blueprint_indices: int64 ``[B, S]``, −1 for an empty slot; ``None`` (or ``[B, 0]``) without slots.
             masks: For every head a bool mask, True where allowed, or ``None`` (all allowed): ``[B, n]``, or
-                ``[B, n_parent, n]`` for a head with a parent. The mask of a head that the op does not use is not read.
+                ``[B, n_parent, n]`` for a head with a parent; with one more dimension of 2 for a Bernoulli head; none
+                for a Gaussian head. The mask of a head that the op does not use is not read.
             hidden: Pair ``[num_layers, B, H]``; ``None`` at the start of an episode.
             deterministic: Take the likeliest choice of each head instead of drawing one.
             generator: Source of randomness; the same seed draws the same actions.
             op_share: With ``deterministic``, the op is that of the greatest Q(s, op) among those whose probability is
                 at least this share of the likeliest's, in (0, 1]; 1 leaves the likeliest alone.
+            parts: What of the observation is not in the state, by name, ``[B, ...]``; ``None`` without.
 
         Raises:
             ValueError: For ``op_share`` out of range, a wrong shape or type, a NaN or infinite number, a blueprint
                 index out of range, a used head without an allowed choice, or a tensor made in inference mode while
                 gradients are recorded.
         """
-        hidden = self._checked("state", state, blueprint_indices, masks, hidden, batch=("B",))
+        parts = parts or {}
+        hidden = self._checked("state", state, blueprint_indices, masks, hidden, parts, batch=("B",))
         if not 0 < op_share <= 1:
             raise ValueError(f"expected op_share in (0, 1], got {op_share}")
+        if op_share < 1 and not self.heads.num_ops:
+            raise ValueError(f"op_share={op_share} compares ops, but '{self.heads.op.name}' is {self.heads.op.kind}")
         rows = state.shape[0]
         records = torch.is_grad_enabled()
         # Where nothing is to be recorded, inference mode saves a tenth of the time; what leaves it is copied, so that
         # it can be stored and trained on.
         with torch.inference_mode(not records):
-            core, slots, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden)
+            core, slots, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
             if not deterministic:
-                sizes = self.sizes(0 if slots is None else slots.shape[1])
-                choose = sampled(sizes, rows, state.device, generator)
+                num_slots = 0 if slots is None else slots.shape[1]
+                choose = sampled(self.heads, num_slots, rows, state.device, generator)
             elif op_share < 1:
                 choose = most_valuable(self.heads.op.name, self._op_values(core), op_share)
             else:
@@ -232,17 +254,17 @@ class FactoredRecurrentActorCritic(nn.Module):
             if self.check_values:
                 self._check_drawn(draw, (rows,))
             results: tuple[Tensor, ...] = (
-                draw.choices_NK,
                 draw.log_probs_NK,
                 draw.entropies_NK(),
                 *decided[1:],
                 *hidden,
+                *([draw.choices_NK] if draw.categorical else draw.choices.values()),
             )
         if not records:
             results = tuple(result.clone() for result in results)
             _forget_autocast_weights(state.device.type)
-        choices, log_probs, entropies, value, state_value, op_values, output, cell = results
-        actions = self._by_head(choices)
+        log_probs, entropies, value, state_value, op_values, output, cell, *choices = results
+        actions = self._by_head(choices[0]) if draw.categorical else dict(zip(self.heads.names, choices, strict=True))
         return ActionOutput(
             actions=actions,
             log_probs=self._by_head(log_probs),
@@ -258,12 +280,13 @@ class FactoredRecurrentActorCritic(nn.Module):
         self,
         states: Float[Tensor, "B T D"],
         blueprint_indices: Int[Tensor, "B T S"] | None,
-        actions: Mapping[str, Int[Tensor, "B T"]],
+        actions: Mapping[str, Shaped[Tensor, "B T ..."]],
         masks: Masks,
         hidden: HiddenState | None = None,
         gaps: Bool[Tensor, "B T"] | None = None,
         *,
         final_hidden: bool = True,
+        parts: Mapping[str, Tensor] | None = None,
     ) -> Evaluation:
         """Judge stored actions, with gradients: sequences of T steps from a stored hidden state.
 
@@ -272,24 +295,27 @@ class FactoredRecurrentActorCritic(nn.Module):
         Args:
             states: float ``[B, T, D]``. Rows of padding must be legal too (their masks allow what their actions say).
             blueprint_indices: int64 ``[B, T, S]``; ``None`` without slots.
-            actions: int64 ``[B, T]`` for every head; what is stored for an unused head is not read.
-            masks: As in :meth:`get_action`, ``[B, T, n]`` or ``[B, T, n_parent, n]``.
+            actions: For every head as :meth:`get_action` gave them, ``[B, T]`` or ``[B, T, n]``; what is stored for an
+                unused head is not read.
+            masks: As in :meth:`get_action`, with ``[B, T]`` in front.
             hidden: Pair ``[num_layers, B, H]`` before the first step; ``None`` at the start of an episode.
             gaps: bool ``[B, T]``, rows of padding that empty the memory, so that another episode may follow in the same
                 sequence; ``None`` for none.
             final_hidden: Return the hidden state after the last step; False leaves ``None`` in its place, for who does
                 not go on from there: after padding it means nothing.
+            parts: As in :meth:`get_action`, ``[B, T, ...]``.
 
         Raises:
             ValueError: As :meth:`get_action`, and for an action outside its head or masked out.
         """
-        hidden = self._checked("states", states, blueprint_indices, masks, hidden, batch=("B", "T"))
+        parts = parts or {}
+        hidden = self._checked("states", states, blueprint_indices, masks, hidden, parts, batch=("B", "T"))
         batch = states.shape[:2]
         num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
-        checks.check_actions(actions, batch, self.sizes(num_slots))
+        checks.check_actions(actions, batch, self.heads, num_slots)
         checks.check_gaps(gaps, batch)
-        core, slots, hidden = self._core(states, blueprint_indices, hidden, gaps)
-        rows = {name: action.reshape(-1) for name, action in actions.items()}
+        core, slots, hidden = self._core(states, blueprint_indices, hidden, parts, gaps)
+        rows = {name: action.flatten(0, 1) for name, action in actions.items()}
         flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
         decided = self._decide(core, slots, flat_masks, stored(rows))
         draw = decided.draw
@@ -313,16 +339,22 @@ class FactoredRecurrentActorCritic(nn.Module):
         blueprint_indices: Int[Tensor, "B S"] | None,
         masks: Masks,
         hidden: HiddenState | None = None,
+        parts: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " B"]:
         """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
-        hidden = self._checked("state", state, blueprint_indices, masks, hidden, batch=("B",))
-        core, _, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden)
-        op = self.heads.op.name
-        distribution = self.tree.op(core, masks[op])
-        if self.check_values and not torch.isfinite(distribution.log_probs.amax(-1)).all():
-            draw = Draw({op: distribution}, {op: distribution.mode()})
-            raise ValueError(_diagnosis(draw, (state.shape[0],)))
-        value = _expected(distribution.probs, self._op_values(core))
+        parts = parts or {}
+        hidden = self._checked("state", state, blueprint_indices, masks, hidden, parts, batch=("B",))
+        core, _, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+        op_values = self._op_values(core)
+        if self.heads.num_ops:
+            op = self.heads.op.name
+            distribution = self.tree.op(core, masks[op])
+            if self.check_values and not torch.isfinite(distribution.log_probs.amax(-1)).all():
+                draw = Draw({op: distribution}, {op: distribution.mode()})
+                raise ValueError(_diagnosis(draw, (state.shape[0],)))
+            value = _expected(distribution.probs, op_values)
+        else:
+            value = op_values[:, 0]
         if not torch.is_grad_enabled():
             _forget_autocast_weights(state.device.type)
         return value
@@ -332,7 +364,12 @@ class FactoredRecurrentActorCritic(nn.Module):
         return dict(zip(self.heads.names, x_K.unbind(-1), strict=True))
 
     def _core(
-        self, states_BTD: Tensor, blueprint_indices: Tensor | None, hidden: HiddenState, gaps_BT: Tensor | None = None
+        self,
+        states_BTD: Tensor,
+        blueprint_indices: Tensor | None,
+        hidden: HiddenState,
+        parts: Mapping[str, Tensor],
+        gaps_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, HiddenState]:
         """Core ``[N, H]``, slot encodings ``[N, S, E]`` and the hidden state after the last step."""
         batch, steps = states_BTD.shape[:2]
@@ -351,6 +388,8 @@ class FactoredRecurrentActorCritic(nn.Module):
                 # Else the summary, five times as large, would outweigh what is said about the run.
                 summary_N2E = _SUMMARY_SCALE * self.summary_norm(summary_N2E)
             rows_ND = torch.cat([run_NR, summary_N2E], dim=-1)
+        if parts:
+            rows_ND = torch.cat([rows_ND, self.part_encoder(parts, self.dtype)], dim=-1)
         encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))
         if self.memory is not None:
             encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden, gaps_BT)
@@ -359,17 +398,18 @@ class FactoredRecurrentActorCritic(nn.Module):
     def _decide(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> _Decided:
         """The behaviour policy and its value, whole; rollout and learning differ only in ``choose``."""
         draw = self.tree.draw(core_NH, slots_NSE, masks, choose)
-        op = self.heads.op.name
-        op_values_NO = self._op_values(core_NH)
+        op, op_values_NO = self.heads.op.name, self._op_values(core_NH)
+        distribution = draw.distributions[op]
+        if not isinstance(distribution, MaskedCategorical):
+            return _Decided(draw, op_values_NO[:, 0], op_values_NO[:, 0], op_values_NO)
         value_N = op_values_NO.gather(-1, draw.choices[op].unsqueeze(-1)).squeeze(-1)
-        state_value_N = _expected(draw.distributions[op].probs, op_values_NO)
-        return _Decided(draw, value_N, state_value_N, op_values_NO)
+        return _Decided(draw, value_N, _expected(distribution.probs, op_values_NO), op_values_NO)
 
     def _op_values(self, core_NH: Tensor) -> Tensor:
-        """Q(s, ·) ``[N, O]`` = v(s) + a(s, ·)."""
+        """Q(s, ·) ``[N, O]`` = v(s) + a(s, ·); v(s) ``[N, 1]`` where there are no ops."""
         dueling = self.critic(torch.relu(self.critic_hidden(core_NH)))
         dueling = dueling.to(self.dtype)
-        return dueling[:, :1] + dueling[:, 1:]
+        return dueling[:, :1] + dueling[:, 1:] if self.heads.num_ops else dueling
 
     def _checked(
         self,
@@ -378,6 +418,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         blueprint_indices: Tensor | None,
         masks: Masks,
         hidden: HiddenState | None,
+        parts: Mapping[str, Tensor],
         *,
         batch: tuple[str, ...],
     ) -> HiddenState:
@@ -389,6 +430,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         state_dim = config.run_size + config.slot_size * num_slots
         checks.check_state(name, state, batch, state_dim, dtype=dtype, values=self.check_values)
         sizes = state.shape[:-1]
+        checks.check_parts(config.parts, parts, sizes, values=self.check_values)
         checks.check_blueprint_indices(blueprint_indices, sizes, config.num_blueprints, uses_slots)
         checks.check_masks(self.heads, masks, sizes, num_slots)
         if hidden is None:
@@ -397,7 +439,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         if torch.is_grad_enabled() and self.encoder.weight.requires_grad:
             # What the first operation with a gradient keeps as it is; of everything else it keeps a copy.
             kept: list[tuple[str, Tensor | None]] = [("hidden", part) for part in hidden] if config.recurrent else []
-            kept += [] if uses_slots else [(name, state)]
+            kept += [] if uses_slots or parts else [(name, state)]
             kept += [
                 (f"the mask of head '{head}'", masks[head]) for head, own in self.heads.conditions.items() if not own
             ]
@@ -474,12 +516,15 @@ def _diagnosis(draw: Draw, batch: tuple[int, ...]) -> str:
             break
     row = int(bad.nonzero()[0])
     where = f"batch row {row}" if len(batch) == 1 else f"batch row {row // batch[1]}, step {row % batch[1]}"
-    if distribution.mask is not None and not distribution.mask[row].any():
+    if distribution.mask is not None and not distribution.mask[row].any(-1).all():
         return f"head '{name}': the mask of {where} allows no choice, but the head is used; allow at least one"
-    if distribution.log_probs[row].isnan().any():
+    choice = draw.choices[name][row]
+    if not torch.isfinite(choice).all():
+        return f"head '{name}': the stored action {choice.tolist()} of {where} is not finite; look at its source"
+    if distribution.mask is None or distribution.log_prob(draw.choices[name])[row].isnan():
         return (
             f"head '{name}': the network's output for {where} is not finite; what it was given is too large, "
             "or its weights or hidden state have diverged"
         )
-    choice = int(draw.choices[name][row])
-    return f"head '{name}': the stored action {choice} of {where} is masked out; store the masks it was drawn with"
+    masked = f"head '{name}': the stored action {choice.tolist()} of {where} is masked out"
+    return f"{masked}; store the masks it was drawn with"

@@ -142,3 +142,7 @@ class MaskedCategorical:
     def entropy(self) -> Float[Tensor, "*batch"]:
         """Entropy in nats ``[...]``, over the allowed choices."""
         return negative_plogp(self.log_probs).sum(-1)
+
+    def could_matter(self) -> Bool[Tensor, "*batch"]:
+        """Whether more than one choice is allowed, bool ``[...]``."""
+        return (self.log_probs > -torch.inf).sum(-1) > 1

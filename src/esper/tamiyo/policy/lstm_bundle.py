@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
 
 from esper.files import Format, from_plain
 from esper.heads import HeadTable
@@ -64,6 +65,9 @@ class PolicyInput(NamedTuple):
     """int64 ``[..., S]``, the blueprint in each slot, −1 for none; ``None`` without slots."""
     masks: Masks
     """bool ``[..., n]`` (or ``[..., n_parent, n]``) or ``None`` (all allowed), for every head."""
+    parts: Mapping[str, Tensor] = MappingProxyType({})
+    """What of the observation is no features, by name, ``[..., *shape]``: images, indices, what a module of the user's
+    own encodes."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> PolicyInput:
         """The same with every tensor changed, for instance moved to a device or cut to some rows."""
@@ -72,6 +76,7 @@ class PolicyInput(NamedTuple):
             features=change(self.features),
             blueprint_indices=None if indices is None else change(indices),
             masks={head: None if mask is None else change(mask) for head, mask in self.masks.items()},
+            parts={name: change(part) for name, part in self.parts.items()},
         )
 
 
@@ -145,6 +150,7 @@ class LSTMPolicyBundle:
             deterministic=deterministic,
             generator=generator,
             op_share=self.op_share,
+            parts=inputs.parts,
         )
 
     @torch.inference_mode()
@@ -154,6 +160,7 @@ class LSTMPolicyBundle:
         hidden: HiddenState,
         blueprint_indices: Int[Tensor, "B S"] | None = None,
         masks: Masks | None = None,
+        parts: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, " B"]:
         """INFERENCE-MODE: V(s) = Σ_op π(op|s) Q(s, op) over the allowed ops; the result is not differentiable.
 
@@ -181,6 +188,7 @@ class LSTMPolicyBundle:
             hidden: Pair ``[num_layers, B, H]`` before this step.
             blueprint_indices: int64 ``[B, S]``; ``None`` without slots.
             masks: As in :class:`PolicyInput`; ``None`` allows every choice. Only the op's mask bears on the value.
+            parts: As in :class:`PolicyInput`; ``None`` without.
 
         Returns:
             V(s) ``[B]``, an inference tensor.
@@ -191,7 +199,7 @@ class LSTMPolicyBundle:
         state = self._normalized("features", features)
         if masks is None:
             masks = dict.fromkeys(self.heads.names)
-        return self.network.state_value(state, blueprint_indices, masks, hidden)
+        return self.network.state_value(state, blueprint_indices, masks, hidden, parts)
 
     @torch.inference_mode()
     def initial_hidden(self, batch_size: int = 1) -> HiddenState:
@@ -219,7 +227,7 @@ class LSTMPolicyBundle:
     def evaluate_actions(
         self,
         inputs: PolicyInput,
-        actions: Mapping[str, Int[Tensor, "B T"]],
+        actions: Mapping[str, Shaped[Tensor, "B T ..."]],
         hidden: HiddenState | None = None,
         gaps: Bool[Tensor, "B T"] | None = None,
         *,
@@ -229,7 +237,7 @@ class LSTMPolicyBundle:
 
         Args:
             inputs: Sequences ``[B, T, ...]``.
-            actions: int64 ``[B, T]`` for every head.
+            actions: For every head as :meth:`act` gave them, ``[B, T]`` or ``[B, T, n]``.
             hidden: Pair ``[num_layers, B, H]`` before the first step, as the rollout stored it; ``None`` at the start
                 of an episode.
             gaps: bool ``[B, T]``, rows of padding that empty the memory; ``None`` for none.
@@ -252,6 +260,7 @@ class LSTMPolicyBundle:
             hidden=hidden,
             gaps=gaps,
             final_hidden=final_hidden,
+            parts=inputs.parts,
         )
 
     def _trainable(self, hidden: HiddenState) -> HiddenState:
@@ -292,6 +301,7 @@ class LSTMPolicyBundle:
         heads: HeadTable | None = None,
         observation_normalizer: ObservationNormalizer | None = None,
         strict: bool = False,
+        encoders: Mapping[str, nn.Module] | None = None,
     ) -> LSTMPolicyBundle:
         """The policy that :meth:`save` wrote to ``directory``, on the CPU.
 
@@ -300,6 +310,8 @@ class LSTMPolicyBundle:
             heads: The table the policy must have; ``None`` takes the one it was saved with.
             observation_normalizer: Takes over the saved statistics; needed if and only if some were saved.
             strict: As in the constructor.
+            encoders: Modules of the user's own that encode parts of the observation, by part: a file holds their
+                weights, not their code.
 
         Raises:
             ValueError: For a file that is missing, damaged, foreign or of another version, other heads than expected,
@@ -309,8 +321,8 @@ class LSTMPolicyBundle:
         description, tensors = POLICY.read(path)
         described = from_plain(_Description, description, path)
         weights = _with_prefix(tensors, _NETWORK)
-        _check_weights(weights, described.network, path)
-        network = FactoredRecurrentActorCritic(described.network)
+        _check_weights(weights, described.network, encoders, path)
+        network = FactoredRecurrentActorCritic(described.network, encoders=encoders)
         if heads is not None and network.heads != heads:
             raise ValueError(
                 f"'{path}' was saved with another heads table: expected {_described(heads)}, "
@@ -336,11 +348,13 @@ class _Description:
     op_share: float
 
 
-def _check_weights(weights: Mapping[str, Tensor], config: NetworkConfig, path: Path) -> None:
+def _check_weights(
+    weights: Mapping[str, Tensor], config: NetworkConfig, encoders: Mapping[str, nn.Module] | None, path: Path
+) -> None:
     """Raise ValueError for weights that no network of these sizes has, before memory is taken for one."""
     try:
         with torch.device("meta"):
-            network = FactoredRecurrentActorCritic(config)
+            network = FactoredRecurrentActorCritic(config, encoders=encoders)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"'{path}': field 'network' describes no network: {error}") from error
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -365,7 +379,8 @@ def _take_over(normalizer: ObservationNormalizer, statistics: Mapping[str, Tenso
 
 
 def _described(heads: HeadTable) -> str:
-    return ", ".join(f"{head.name}({head.num_choices or 'slots'})" for head in heads)
+    kinds = {head.name: "" if head.is_categorical else f" {head.kind}" for head in heads}
+    return ", ".join(f"{head.name}({head.num_choices or 'slots'}{kinds[head.name]})" for head in heads)
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,183 @@
+"""Parts of an observation that are no plain numbers, and what encodes them: images, indices, the user's own.
+
+Shapes: N rows, E size of an encoding, C channels, Y height, X width, k indices of a part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esper.tamiyo.networks.initialization import HIDDEN_GAIN, linear
+
+PartKind = Literal["image", "indices", "own"]
+
+_LARGEST_MAP = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of an observation, beside the features.
+
+    Args:
+        name: Its path in the observation.
+        kind: What encodes it: convolutions, an embedding of its indices, or a module of the user's own.
+        shape: Of one row; of an image ``(C, Y, X)``.
+        low: What an image has least, by its space; 0 where that is not finite.
+        high: What it has most; 1 where that is not finite.
+        choices: How many values each index may take.
+    """
+
+    name: str
+    kind: PartKind
+    shape: tuple[int, ...]
+    low: float = 0.0
+    high: float = 1.0
+    choices: tuple[int, ...] = ()
+
+
+class ImageEncoder(nn.Module):
+    """Convolutions, 3 by 3, that halve each side until it has 8 pixels or fewer, and a linear layer.
+
+    So a picture of 7 by 7 keeps its pixels, and one of 210 by 160 costs five layers. The first layer's output is
+    normalised: what is shown in numbers from 0 to 10 of 255 is seen, too.
+
+    Args:
+        part: The image.
+        size: E.
+    """
+
+    def __init__(self, part: Part, size: int) -> None:
+        super().__init__()
+        self.low, self.scale = part.low, 1.0 / (part.high - part.low)
+        channels, *sides = part.shape
+        layers: list[nn.Module] = []
+        width = 32
+        while not layers or max(sides) > _LARGEST_MAP:
+            stride = tuple(2 if side > _LARGEST_MAP else 1 for side in sides)
+            layers += [_convolution(channels, width, (stride[0], stride[1])), nn.ReLU()]
+            if len(layers) == 2:
+                layers.insert(1, nn.GroupNorm(1, width))
+            sides = [-(-side // step) for side, step in zip(sides, stride, strict=True)]
+            channels, width = width, 64
+        layers += [_convolution(channels, width, (1, 1)), nn.ReLU(), nn.Flatten()]
+        self.layers = nn.Sequential(*layers, linear(width * math.prod(sides), size, HIDDEN_GAIN), nn.ReLU())
+
+    def forward(self, image_NCYX: Shaped[Tensor, "N C Y X"]) -> Float[Tensor, "N E"]:
+        """Encodings, of images of any type of number."""
+        weight = self.layers[0].weight
+        assert isinstance(weight, Tensor)
+        return self.layers((image_NCYX.to(weight.dtype) - self.low) * self.scale)
+
+
+class IndexEncoder(nn.Module):
+    """The sum of one vector for each index: what a linear layer makes of one-hot numbers, without the numbers.
+
+    Args:
+        part: The indices.
+        size: E.
+    """
+
+    def __init__(self, part: Part, size: int) -> None:
+        super().__init__()
+        count = len(part.choices)
+        self.table = nn.Embedding(sum(part.choices), size)
+        nn.init.normal_(self.table.weight, std=1 / math.sqrt(count))
+        starts = torch.tensor([0, *part.choices[:-1]]).cumsum(0)
+        self.starts = nn.Buffer(starts, persistent=False)
+
+    def forward(self, indices: Int[Tensor, "N ..."]) -> Float[Tensor, "N E"]:
+        """Encodings, of indices from 0 to below what each may take."""
+        return F.embedding_bag(indices.reshape(len(indices), -1) + self.starts, self.table.weight, mode="sum")
+
+
+class OwnEncoder(nn.Module):
+    """A module of the user's own, of which is found out how much it says.
+
+    Args:
+        part: What it encodes.
+        module: Takes ``[N, *shape]`` of floating point numbers as the environment shows them, and gives ``[N, E]``.
+
+    Raises:
+        ValueError: When it gives something else.
+    """
+
+    def __init__(self, part: Part, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        trains = module.training
+        with torch.no_grad():
+            shown = module.eval()(torch.zeros(2, *part.shape))
+        module.train(trains)
+        if not isinstance(shown, Tensor) or shown.ndim != 2 or len(shown) != 2:
+            got = list(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
+            raise ValueError(
+                f"the encoder given for '{part.name}': expected [N, E], one vector per row of its input "
+                f"[N, {', '.join(map(str, part.shape))}], got {got} for N = 2"
+            )
+        self.size = shown.shape[1]
+
+    def forward(self, x: Shaped[Tensor, "N ..."]) -> Float[Tensor, "N E"]:
+        """What the module makes of it."""
+        return self.module(x)
+
+
+class PartEncoder(nn.Module):
+    """All parts of an observation, encoded and joined.
+
+    Args:
+        parts: The parts, in order.
+        size: E, of each that is not the user's own.
+        own: Modules of the user's own, by part.
+
+    Raises:
+        ValueError: When such a module is missing, names no part that is to have one, or is not fit.
+    """
+
+    def __init__(self, parts: tuple[Part, ...], size: int, own: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        expected = [part.name for part in parts if part.kind == "own"]
+        if sorted(own) != sorted(expected):
+            raise ValueError(
+                f"expected encoders, modules of your own, for the parts {expected} of the observation, "
+                f"got {sorted(own)}"
+            )
+        self.parts = parts
+        self.encoders = nn.ModuleList()
+        self.size = 0
+        for part in parts:
+            if part.kind == "own":
+                encoder: nn.Module = OwnEncoder(part, own[part.name])
+            else:
+                encoder = ImageEncoder(part, size) if part.kind == "image" else IndexEncoder(part, size)
+            self.encoders.append(encoder)
+            self.size += encoder.size if isinstance(encoder, OwnEncoder) else size
+
+    @property
+    def own(self) -> dict[str, nn.Module]:
+        """The modules of the user's own, by part."""
+        pairs = zip(self.parts, self.encoders, strict=True)
+        return {part.name: e.module for part, e in pairs if isinstance(e, OwnEncoder)}
+
+    def forward(self, shown: Mapping[str, Tensor], dtype: torch.dtype) -> Float[Tensor, "N E_all"]:
+        """Encodings of all parts, side by side, in ``dtype``."""
+        encoded = []
+        for part, encoder in zip(self.parts, self.encoders, strict=True):
+            x = shown[part.name].flatten(0, -len(part.shape) - 1)
+            encoded.append(encoder(x.to(dtype) if part.kind == "own" else x).to(dtype))
+        return torch.cat(encoded, dim=-1)
+
+
+def _convolution(channels: int, width: int, stride: tuple[int, int]) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, width, 3, stride=stride, padding=1)
+    nn.init.orthogonal_(layer.weight, HIDDEN_GAIN)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -142,7 +142,7 @@ def test_what_is_not_finite_is_refused_by_name(random_policy) -> None:
     with pytest.raises(ValueError, match="environment 0 gave a reward of nan"):
         collect_from(Endless(reward=np.nan), random_policy)
     with pytest.raises(
-        ValueError, match=r"observation 'observation' of environment 0 is not finite \(nan at feature 0\)"
+        ValueError, match=r"observation 'observation' of environment 0 is not finite \(nan at number 0\)"
     ):
         collect_from(Endless(observation=np.nan), random_policy)
 

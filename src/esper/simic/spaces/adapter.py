@@ -175,7 +175,7 @@ class EnvironmentAdapter:
     ) -> PolicyInput:
         shown = self._shown(observation)
         features = [leaf.features(leaf.checked(shown[leaf.name], rows, ignore)) for leaf in self._features]
-        joined = np.concatenate([np.zeros((rows, 0), np.float32), *features], axis=-1)
+        joined = np.concatenate(features, axis=-1) if features else np.zeros((rows, 0), np.float32)
         if ignore is not None:
             joined[ignore] = 0.0
         inputs = PolicyInput(

@@ -149,8 +149,8 @@ class Leaf:
                 f"got {array.dtype} {array.shape}"
             )
         flat = array.reshape(rows, -1)
-        if ignore is not None:
-            array, flat = array.copy(), array.reshape(rows, -1).copy()
+        if ignore is not None and ignore.any():
+            flat = flat.copy("K")
             flat[ignore] = np.ravel(np.broadcast_to(self.low, self.space.shape or ())) if self._is_choice else 0
             array = flat.reshape(expected)
         if array.dtype.kind == "f" and not np.isfinite(flat).all():

@@ -5,6 +5,7 @@ Shapes: B batch, T time, D numbers in a state, S slots, H size of the core.
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -352,9 +353,10 @@ def _check_weights(
     weights: Mapping[str, Tensor], config: NetworkConfig, encoders: Mapping[str, nn.Module] | None, path: Path
 ) -> None:
     """Raise ValueError for weights that no network of these sizes has, before memory is taken for one."""
+    without_data = {part: copy.deepcopy(module).to("meta") for part, module in (encoders or {}).items()}
     try:
         with torch.device("meta"):
-            network = FactoredRecurrentActorCritic(config, encoders=encoders)
+            network = FactoredRecurrentActorCritic(config, encoders=without_data)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"'{path}': field 'network' describes no network: {error}") from error
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := dev,docs,lightning,transformers,onnx,bench,compare
+EXTRAS := dev,docs,lightning,transformers,tables,onnx,bench,compare
 INSTALLED := $(VENV)/.installed
 # Tests run in two processes of one thread each: on small tensors faster than one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

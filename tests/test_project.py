@@ -164,7 +164,7 @@ def test_ranges_are_open_at_the_top(pyproject):
 
 def test_everything_imported_is_required(pyproject):
     """A third-party import outside ``integrations`` needs no extra."""
-    modules = {"sklearn": "scikit-learn"}
+    modules = {"sklearn": "scikit-learn", "PIL": "pillow"}
     required = {canonicalize_name(Requirement(line).name) for line in pyproject["project"]["dependencies"]}
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -21,7 +21,13 @@ def test_grow_on_ones_own_arrays(tmp_path, capsys):
     printed = capsys.readouterr().out
     for words in ("GERMINATE", "Test accuracy:", "Contributions:", "Written:"):
         assert words in printed, words
-    assert {file.name for file in out.iterdir()} == {"growth.json", "growth.png", "grown.pt2"}
+    assert {file.name for file in out.iterdir()} == {
+        "command.json",
+        "growth.json",
+        "growth.png",
+        "grown.pt2",
+        "manifest.json",
+    }
     results = json.loads((out / "growth.json").read_text())
     assert results["added_params"] <= 900
     assert len(results["record"]["scores"]) == 8

@@ -6,9 +6,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import TensorDataset
 
-from esper.tasks import auto_host, get_task, load_data
+from esper.tasks import DataOptions, auto_host, get_task, load_data
 
 
 @pytest.fixture
@@ -99,6 +100,9 @@ class TestNpz:
             ((60, 9, 8, 3), np.uint8, (3, 9, 8)),
             ((60, 3, 9, 8), np.float32, (3, 9, 8)),
             ((60, 1, 9, 1), np.float32, (1, 9, 1)),
+            ((60, 9, 9), np.float64, (1, 9, 9)),
+            ((60, 4, 4), np.uint8, (4, 4)),
+            ((60, 9, 8), np.uint8, (9, 8)),
             ((60, 5), np.int16, (5,)),
         ],
     )
@@ -140,13 +144,31 @@ class TestNpz:
     def test_refuses_one_class(self, tmp_path, vectors):
         self.refused(tmp_path, r"all 60 training targets are of one class.*two or more", x=vectors[0], y=np.ones(60))
 
-    def test_refuses_regression_targets(self, tmp_path, vectors):
-        self.refused(tmp_path, r"expected classes, got the target 0\.5", x=vectors[0], y=vectors[1] + 0.5)
+    def test_numbers_that_are_not_whole_are_values(self, tmp_path, vectors):
+        splits = load_data(write_npz(tmp_path / "d.npz", x=vectors[0], y=vectors[1] * 10 + 0.5))
+        assert splits.train_y.dtype == torch.float32
+        assert abs(splits.train_y.mean()) < 1e-5
+        back = splits.rows.answer(splits.test_y[:, None])
+        assert torch.allclose(back, torch.tensor(vectors[1][splits.rows.drawn["test"]] * 10 + 0.5).float(), atol=1e-4)
+
+    def test_refuses_values_as_classes(self, tmp_path, vectors):
+        path = write_npz(tmp_path / "d.npz", x=vectors[0], y=vectors[1] + 0.5)
+        with pytest.raises(ValueError, match=r"expected classes, got the target 0\.5; leave out --predict classes"):
+            load_data(path, options=DataOptions(predict="classes"))
+
+    def test_whole_numbers_are_classes_where_few(self, tmp_path):
+        x, many = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60)
+        assert load_data(write_npz(tmp_path / "d.npz", x=x, y=many)).rows.classes is None
+        assert load_data(write_npz(tmp_path / "d.npz", x=x, y=many // 3)).rows.classes == list(range(20))
+
+    def test_whole_numbers_can_be_values(self, tmp_path, vectors):
+        path = write_npz(tmp_path / "d.npz", x=vectors[0], y=vectors[1])
+        assert load_data(path, options=DataOptions(predict="values")).train_y.is_floating_point()
 
     def test_refuses_nan_targets(self, tmp_path, vectors):
         y = vectors[1].astype(float)
         y[4] = np.nan
-        self.refused(tmp_path, r"expected classes, got the target nan", x=vectors[0], y=y)
+        self.refused(tmp_path, r"expected classes or finite values, got the target nan", x=vectors[0], y=y)
 
     def test_refuses_one_hot_targets(self, tmp_path, vectors):
         self.refused(tmp_path, r"shape \[60, 3\]; turn one-hot", x=vectors[0], y=np.eye(3)[vectors[1]])
@@ -157,10 +179,21 @@ class TestNpz:
     def test_refuses_empty_arrays(self, tmp_path):
         self.refused(tmp_path, r"at least one", x=np.zeros((0, 4)), y=np.zeros(0, int))
 
-    def test_refuses_a_rare_class(self, tmp_path, vectors):
+    def test_a_rare_class_stays_in_training(self, tmp_path, vectors):
         y = vectors[1].copy()
-        y[0] = 9
-        self.refused(tmp_path, r"60 samples of 4 classes, 1 of the rarest, are too few", x=vectors[0], y=y)
+        y[7] = 9
+        splits = load_data(write_npz(tmp_path / "d.npz", x=vectors[0], y=y))
+        assert splits.sizes == (36, 12, 12)
+        assert 7 in splits.rows.drawn["train"]
+
+    def test_the_splits_share_no_row_and_leave_none_out(self, tmp_path, vectors):
+        drawn = load_data(write_npz(tmp_path / "d.npz", x=vectors[0], y=vectors[1])).rows.drawn
+        assert sorted(drawn["train"] + drawn["val"] + drawn["test"]) == list(range(60))
+
+    def test_refuses_too_few_samples(self, tmp_path):
+        self.refused(
+            tmp_path, r"3 samples of 3 classes are too few to hold out 1", x=np.ones((3, 2)), y=np.array(list("abc"))
+        )
 
     def test_refuses_test_classes_that_training_lacks(self, tmp_path, vectors):
         x, y = vectors
@@ -239,8 +272,8 @@ class TestIdx:
         x = np.linspace(-1, 1, 40 * 4).reshape(40, 2, 2).astype(np.float32)
         (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(x))
         (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(x[:10]))
-        splits = load_data(tmp_path)  # floats of three axes are sequences
-        assert torch.allclose(splits.test_x[:, 0, 0].diff(), splits.test_x[:, 0, 0].diff()[0].expand(9), atol=1e-5)
+        first = load_data(tmp_path).test_x[:, 0, 0, 0]
+        assert torch.allclose(first.diff(), first.diff()[0].expand(9), atol=1e-5)
 
     def test_refuses_a_missing_file(self, tmp_path):
         write_mnist(tmp_path)
@@ -330,7 +363,8 @@ class TestDatasets:
             assert np.corrcoef(ours, theirs)[0, 1] > 0.999999
 
     def test_reads_grey_images(self):
-        assert load_data(FakeVision(40, (6, 5))).train_x.shape[1:] == (1, 6, 5)
+        grey = [(Image.fromarray(image), i % 2) for i, image in enumerate(FakeVision(40, (6, 5)).images)]
+        assert load_data(grey).train_x.shape[1:] == (1, 6, 5)
 
     def test_reads_tensors(self):
         dataset = TensorDataset(torch.randn(30, 4, 2), torch.arange(30) % 3)
@@ -347,7 +381,7 @@ class TestDatasets:
             load_data(dataset)
 
     def test_refuses_samples_that_are_no_pairs(self):
-        with pytest.raises(ValueError, match=r"TensorDataset\[0\]: expected a pair \(input, class\)"):
+        with pytest.raises(ValueError, match=r"TensorDataset\[0\]: expected a pair \(input, target\)"):
             load_data(TensorDataset(torch.randn(30, 4)))
 
     def test_refuses_an_empty_set(self):
@@ -365,17 +399,17 @@ class TestDatasets:
 
 class TestPaths:
     def test_refuses_a_missing_path(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"does not exist; expected a \.npz file, or a directory"):
+        with pytest.raises(FileNotFoundError, match=r"does not exist; expected a \.npz file, a table"):
             load_data(tmp_path / "nothing")
 
     def test_refuses_a_file_of_another_kind(self, tmp_path):
-        (tmp_path / "data.csv").write_text("a,b\n1,2\n")
-        with pytest.raises(ValueError, match=r"data\.csv: expected a \.npz file or a directory.*numpy\.savez"):
-            load_data(tmp_path / "data.csv")
+        (tmp_path / "data.xlsx").write_text("a,b\n1,2\n")
+        with pytest.raises(ValueError, match=r"data\.xlsx: expected a \.npz file, a table.*numpy\.savez"):
+            load_data(tmp_path / "data.xlsx")
 
     @pytest.mark.parametrize(("names", "found"), [([], "no files"), (["a.png", "b.png"], r"a\.png, b\.png")])
     def test_refuses_a_directory_of_the_wrong_format(self, tmp_path, names, found):
         for name in names:
             (tmp_path / name).write_bytes(b"")
-        with pytest.raises(ValueError, match=rf"expected IDX files .*or CIFAR-10 binary files.*found {found}"):
+        with pytest.raises(ValueError, match=rf"expected IDX files .*CIFAR-10 binary files.*found {found}"):
             load_data(tmp_path)

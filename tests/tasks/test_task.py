@@ -76,7 +76,7 @@ class TestSplits:
         with pytest.raises(ValueError, match=r"val inputs have the shape \[4\], training inputs \[3\]"):
             make_splits(val_x=torch.zeros(8, 4))
 
-    @pytest.mark.parametrize(("x", "y"), [(torch.float64, torch.int64), (torch.float32, torch.float32)])
+    @pytest.mark.parametrize(("x", "y"), [(torch.float64, torch.int64), (torch.float32, torch.int32)])
     def test_refuses_other_types(self, x, y):
         with pytest.raises(ValueError, match=r"train data: expected float32 inputs .*convert them"):
             make_splits(train_x=torch.zeros(8, 3, dtype=x), train_y=torch.ones(8, dtype=y))
@@ -178,7 +178,23 @@ def test_auto_host_refuses_tokens():
 
 def test_auto_host_refuses_fewer_samples_than_a_batch():
     with pytest.raises(ValueError, match=r"fewer than one batch of 64"):
-        auto_host(make_splits())
+        auto_host(make_splits(), batch_size=64)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(2, 2), (8, 4), (30, 4), (80, 10), (512, 64), (100_000, 64)])
+def test_the_batch_of_auto_host_follows_the_number_of_samples(samples, expected):
+    x, y = torch.randn(samples, 3), torch.arange(samples) % 2
+    assert auto_host(Splits(x, y, x, y, x, y)).batch_size == expected
+
+
+def test_values_are_scored_by_the_error_that_is_gone():
+    x, y = torch.randn(16, 3), torch.arange(16.0)
+    task = auto_host(Splits(x, y, x, y, x, y))
+    assert task.build_host()(x).shape == (16, 1)
+    assert task.score(y[:, None], y) == 1
+    assert task.score(torch.full((16, 1), 7.5), y) == task.chance_score == 0
+    assert task.score(-y[:, None], y) < 0
+    assert task.loss(y[:, None] + 2, y) == 4
 
 
 def test_splits_cannot_be_changed():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,13 +18,19 @@ from torch.utils import _pytree as pytree
 from esper.files import written_whole
 from esper.network.example import items_of
 
+MANIFEST = "manifest.json"
+"""Under which name a manifest travels in an exported file."""
 
-def export_model(model: nn.Module, example_input: Any, path: Path) -> Path:
+
+def export_model(model: nn.Module, example_input: Any, path: Path, manifest: Mapping[str, Any] | None = None) -> Path:
     """Write ``model`` to ``path``: ``.pt2`` by ``torch.export``, ``.onnx`` by ``torch.onnx``.
 
     The number of samples may be another when it is used, wherever the model's code allows that. A model that puts out a
     dataclass or a mapping puts out a plain ``dict`` in the file, so that the file needs no package but PyTorch; what is
     no tensor in it (the cache of a language model) is left out.
+
+    A ``manifest`` that says what goes in and comes out travels in the file, as JSON under the name ``manifest.json``:
+    among the extra files of a ``.pt2``, among the custom metadata of an ``.onnx``.
 
     Raises:
         ValueError: For another suffix, or missing packages.
@@ -33,7 +40,8 @@ def export_model(model: nn.Module, example_input: Any, path: Path) -> Path:
         raise ValueError(f"expected a file name that ends in {' or '.join(writers)}, got '{path.name}'")
     args, kwargs = _arguments(example_input)
     with written_whole(path) as unfinished:
-        writers[path.suffix](export_program(model, args, kwargs), unfinished)
+        extra = {} if manifest is None else {MANIFEST: json.dumps(manifest)}
+        writers[path.suffix](export_program(model, args, kwargs), unfinished, extra)
     return path
 
 
@@ -77,12 +85,12 @@ def _free_batch(value: Any) -> Any:
     return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
 
 
-def _write_pt2(program: ExportedProgram, path: Path) -> None:
+def _write_pt2(program: ExportedProgram, path: Path, extra: dict[str, str]) -> None:
     with path.open("wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files=extra)
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, extra: dict[str, str]) -> None:
     try:
         import onnxscript  # noqa: F401, PLC0415 - an optional dependency
     except ImportError as error:
@@ -91,6 +99,7 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(program, dynamo=True, verbose=False)
     assert exported is not None
+    exported.model.metadata_props.update(extra)
     exported.save(path, external_data=False)
 
 

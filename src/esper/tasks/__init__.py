@@ -7,7 +7,7 @@ from pathlib import Path
 from esper.tasks.automatic import auto_host
 from esper.tasks.glyphs import Glyphs, GlyphStream, GlyphTransformer
 from esper.tasks.images import Digits, DigitsRows, ShuffledDigits
-from esper.tasks.loading import load_data
+from esper.tasks.loading import DataOptions, load_data
 from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
 from esper.tasks.synthetic import Spirals
 from esper.tasks.tabular import BreastCancer, Letter, PenDigits, Satellite, Splice, Wine
@@ -20,6 +20,7 @@ __all__ = [
     "BreastCancer",
     "CharLM",
     "CodeLM",
+    "DataOptions",
     "Digits",
     "DigitsRows",
     "GlyphStream",
@@ -52,7 +53,7 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]()
-    looks_like_a_path = Path(name).exists() or Path(name).suffix or "/" in name
+    looks_like_a_path = name and (Path(name).exists() or Path(name).suffix or "/" in name)
     if looks_like_a_path:
         return auto_host(load_data(name), name=Path(name).resolve().stem)
     raise unknown_task(name)

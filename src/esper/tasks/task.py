@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esper.tasks.reading import Rows
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:
     """Training, validation and test data, checked on creation.
 
     Inputs are float32 (vector ``[N, C]``, sequence ``[N, L, C]``, image ``[N, C, H, W]``) or int64 tokens ``[N, L]``;
-    targets are int64 classes, ``[N]``, or one for each token, ``[N, L]``.
+    targets are int64 classes, ``[N]``, or one for each token, ``[N, L]``, or float32 values, ``[N]``.
 
     Raises:
         ValueError: For inputs that are empty or not finite, targets that do not belong to them, fewer than two
@@ -30,10 +32,14 @@ class Splits:
     val_y: Tensor
     test_x: Tensor
     test_y: Tensor
+    rows: Rows | None = None
+    """How a model reads the rows that the inputs were made of; ``None`` if they are the inputs."""
 
     def __post_init__(self) -> None:
         for split in ("train", "val", "test"):
             _check_split(split, getattr(self, f"{split}_x"), getattr(self, f"{split}_y"), self.train_x)
+        if self.train_y.is_floating_point():
+            return
         seen = set(self.train_y.unique().tolist())
         if len(seen) < 2:
             raise ValueError(
@@ -50,7 +56,9 @@ class Splits:
 
     @property
     def num_classes(self) -> int:
-        """Size of a prediction: the highest target plus one."""
+        """Size of a prediction: the highest target plus one; 1 for values."""
+        if self.train_y.is_floating_point():
+            return 1
         return int(self.train_y.max()) + 1
 
     @property
@@ -60,14 +68,15 @@ class Splits:
 
     def to(self, device: torch.device | str) -> Splits:
         """The same data on ``device``."""
-        return Splits(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "rows"}
+        return Splits(**tensors, rows=self.rows)
 
 
 def _check_split(split: str, x: Tensor, y: Tensor, train_x: Tensor) -> None:
-    if x.dtype not in (torch.float32, torch.int64) or y.dtype != torch.int64:
+    if x.dtype not in (torch.float32, torch.int64) or y.dtype not in (torch.int64, torch.float32):
         raise ValueError(
-            f"{split} data: expected float32 inputs (or int64 tokens) and int64 targets, got {x.dtype} and {y.dtype}; "
-            "convert them with .float() and .long()"
+            f"{split} data: expected float32 inputs (or int64 tokens) and int64 targets (or float32 values), got "
+            f"{x.dtype} and {y.dtype}; convert them with .float() and .long()"
         )
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(
@@ -79,7 +88,9 @@ def _check_split(split: str, x: Tensor, y: Tensor, train_x: Tensor) -> None:
             "must be of one shape"
         )
     check_finite(f"{split} inputs", x)
-    if int(y.min()) < 0:
+    if y.is_floating_point():
+        check_finite(f"{split} targets", y[:, None])
+    elif int(y.min()) < 0:
         raise ValueError(f"{split} targets: expected classes 0, 1, 2, …, got {int(y.min())}; number the classes from 0")
 
 
@@ -220,6 +231,6 @@ def unknown_task(name: str) -> ValueError:
     near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return ValueError(
-        f"unknown task '{name}'; {hint}tasks: {', '.join(TASKS)}; or give the path of a .npz file or of a directory "
-        "with IDX or CIFAR-10 binary files"
+        f"unknown task '{name}'; {hint}tasks: {', '.join(TASKS)}; or give the path of your own data, as `esper grow "
+        "--help` lists them"
     )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from esper.figure import GrowthRecord, growth_figure
 from esper.files import write_json_atomic, written_whole
 from esper.growth import Growth
-from esper.growth.export import MANIFEST, export_model
+from esper.growth.export import MANIFEST, check_packages, export_model
 from esper.tasks import DataOptions, Splits, Task, auto_host, get_task, load_data
 from esper.tasks.reading import Rescale, Rows, Served, manifest
 
@@ -100,6 +100,7 @@ class GrowCommand:
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
         self.read.check()
+        check_packages(f".{self.export}")
         check_device(self.device)
 
     def build_task(self) -> Task:
@@ -334,7 +335,9 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here ({reason}); leave it out to train on the CPU") from error
+        raise ValueError(
+            f"--device {name or repr(name)} cannot be used here ({reason}); leave it out to train on the CPU"
+        ) from error
 
 
 def facts(task: Task, width: float, depth: int) -> dict[str, str]:

@@ -38,6 +38,7 @@ def export_model(model: nn.Module, example_input: Any, path: Path, manifest: Map
     writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
     if path.suffix not in writers:
         raise ValueError(f"expected a file name that ends in {' or '.join(writers)}, got '{path.name}'")
+    check_packages(path.suffix)
     args, kwargs = _arguments(example_input)
     with written_whole(path) as unfinished:
         extra = {} if manifest is None else {MANIFEST: json.dumps(manifest)}
@@ -90,11 +91,17 @@ def _write_pt2(program: ExportedProgram, path: Path, extra: dict[str, str]) -> N
         torch.export.save(program, file, extra_files=extra)
 
 
-def _write_onnx(program: ExportedProgram, path: Path, extra: dict[str, str]) -> None:
+def check_packages(suffix: str) -> None:
+    """Raise ValueError when packages are missing that a file of this suffix needs."""
+    if suffix != ".onnx":
+        return
     try:
         import onnxscript  # noqa: F401, PLC0415 - an optional dependency
     except ImportError as error:
         raise ValueError("an .onnx file needs more packages: pip install 'esper-lite[onnx]'") from error
+
+
+def _write_onnx(program: ExportedProgram, path: Path, extra: dict[str, str]) -> None:
     with warnings.catch_warnings(), _without_hints_about_torchvision():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(program, dynamo=True, verbose=False)

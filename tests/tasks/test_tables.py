@@ -42,7 +42,7 @@ def test_the_last_column_is_the_target_and_another_can_be_named(tmp_path, people
 def test_numbers_categories_and_gaps_become_features(tmp_path, people):
     splits = load_data(write(tmp_path / "d.csv", people), options=DataOptions(standardise=False))
     kinds = [(column["name"], column["kind"]) for column in splits.rows.columns]
-    assert kinds == [("height", "number"), ("home", "category"), ("name", "category")]
+    assert kinds == [("height", "number"), ("home", "category")]
     height, gap, land, town = splits.train_x.T[:4]
     for place, row in zip(splits.rows.drawn["train"], range(len(height)), strict=True):
         _, home, _, _ = people[1 + place]
@@ -54,22 +54,32 @@ def test_numbers_categories_and_gaps_become_features(tmp_path, people):
 
 def test_a_category_that_was_never_seen_is_none_of_the_others(tmp_path, people):
     splits = load_data(write(tmp_path / "d.csv", people), options=DataOptions(standardise=False))
-    features = splits.rows.read(torch.tensor([[170.0, -1.0, -1.0]], dtype=torch.float64))
+    features = splits.rows.read(torch.tensor([[170.0, -1.0]], dtype=torch.float64))
     assert features[0, 0] == 170
     assert not features[0, 1:].any()
 
 
-def test_texts_of_which_there_are_many_are_left_out(tmp_path, people, monkeypatch):
-    monkeypatch.setattr("esper.tasks.tables.MOST_CATEGORIES", 20)
+def test_texts_of_which_there_are_many_are_left_out(tmp_path, people):
     rows = load_data(write(tmp_path / "d.csv", people)).rows
     assert [column["name"] for column in rows.columns] == ["height", "home"]
     assert "column 'name' (40 different texts)" in rows.notes["left out"]
 
 
+def test_refuses_one_whose_first_line_repeats_itself(tmp_path):
+    lines = [[0, 0, 5, 0, "a"], *([i, 1, 2, 3, "ab"[i % 2]] for i in range(20))]
+    with pytest.raises(ValueError, match=r"expected the names of the columns in the first line, got 0, 0, 5, 0, a"):
+        load_data(write(tmp_path / "d.csv", lines))
+
+
 @pytest.mark.parametrize(("separator", "suffix"), [(";", "csv"), ("\t", "tsv"), ("|", "csv")])
 def test_other_separators_are_seen(tmp_path, people, separator, suffix):
     splits = load_data(write(tmp_path / f"d.{suffix}", people, separator))
-    assert len(splits.rows.columns) == 3
+    assert len(splits.rows.columns) == 2
+
+
+def test_blanks_separate_where_nothing_else_does(tmp_path):
+    path = write(tmp_path / "d.csv", [["a", "b", "y"], *([i, i % 3, "uv"[i % 2]] for i in range(20))], " ")
+    assert [column["name"] for column in load_data(path).rows.columns] == ["a", "b"]
 
 
 def test_csv_parquet_and_gz_hold_the_same(tmp_path, people):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"]
 """What stands for a missing value in a CSV file."""
 
 MOST_CATEGORIES = 100
-"""A column of more different texts is not read: names, numbers of documents, sentences."""
+"""A column of more different texts is not read, nor one of a third as many as rows: names, days, sentences."""
 
+_PER_CATEGORY = 3
+_RENAMED = re.compile(r"_duplicated_\d+$")  # so polars tells columns of one name apart
 _SEPARATORS = ",;\t|"
 
 
@@ -85,7 +88,7 @@ def _read_column(column: polars.Series) -> tuple[dict[str, Any], np.ndarray] | s
         return f"of type {kind}"
     texts = column.cast(_polars().String)
     categories = sorted(texts.drop_nulls().unique().to_list())
-    if not 0 < len(categories) <= MOST_CATEGORIES:
+    if not 0 < len(categories) <= min(MOST_CATEGORIES, max(2, len(texts) // _PER_CATEGORY)):
         return f"{len(categories):,} different texts"
     places = {text: place for place, text in enumerate(categories)}
     values = np.array([places.get(text, -1) for text in texts.to_list()], dtype=np.float64)
@@ -123,10 +126,11 @@ def _read_frame(path: Path, limit: int) -> polars.DataFrame:
         raise ValueError(
             f"{path}: not a readable table ({first}); write it again; its first line names every column"
         ) from error
-    if 2 * sum(map(_is_number, frame.columns)) >= len(frame.columns) > 0 and not _are_counted(frame.columns):
+    names = [_RENAMED.sub("", name) for name in frame.columns]
+    if 2 * sum(map(_is_number, names)) >= len(names) > 0 and not _are_counted(names):
         raise ValueError(
-            f"{path}: expected the names of the columns in the first line, got {', '.join(frame.columns[:5])}, which "
-            "look like data; put a line of names before them"
+            f"{path}: expected the names of the columns in the first line, got {', '.join(names[:5])}, which look like "
+            "data; put a line of names before them"
         )
     return frame
 
@@ -144,9 +148,10 @@ def _are_counted(names: Sequence[str]) -> bool:
 
 
 def _separator(content: bytes) -> str:
-    """What separates most columns in the first line."""
+    """What separates most columns in the first line; blanks where there is nothing else."""
     first = content.split(b"\n", 1)[0].decode(errors="replace")
-    return max(_SEPARATORS, key=first.count)
+    best = max(_SEPARATORS, key=first.count)
+    return best if best in first else " "
 
 
 def _polars() -> Any:

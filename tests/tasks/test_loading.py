@@ -181,10 +181,10 @@ class TestNpz:
 
     def test_a_rare_class_stays_in_training(self, tmp_path, vectors):
         y = vectors[1].copy()
-        y[7] = 9
+        y[:12] = np.arange(100, 112)
         splits = load_data(write_npz(tmp_path / "d.npz", x=vectors[0], y=y))
         assert splits.sizes == (36, 12, 12)
-        assert 7 in splits.rows.drawn["train"]
+        assert set(range(12)) <= set(splits.rows.drawn["train"])
 
     def test_the_splits_share_no_row_and_leave_none_out(self, tmp_path, vectors):
         drawn = load_data(write_npz(tmp_path / "d.npz", x=vectors[0], y=vectors[1])).rows.drawn

@@ -136,13 +136,18 @@ def test_nothing_is_unpickled(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_postscript_is_no_image(tmp_path):
-    """Pillow would hand it to another program."""
+def test_postscript_is_no_image(tmp_path, monkeypatch):
+    """Pillow would hand it to another program, which runs it."""
+    ran = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments, **options: ran.append(arguments))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "1.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+        (tmp_path / name / "1.png").write_bytes(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n9 9 moveto\n%%EOF\n"
+        )
     with pytest.raises(ValueError, match=r"1\.png: not a readable image"):
         load_data(tmp_path)
+    assert not ran
 
 
 class TestFolders:

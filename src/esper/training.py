@@ -25,17 +25,19 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from esper import simic
+from esper.auditions import Auditions
 from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
 from esper.evaluation import Table, compare, evaluation_seeds, names, validation_objectives
 from esper.files import from_plain, is_unused, locked, read_json, write_json_atomic
+from esper.observation import PROSPECT_SIZE
 from esper.simic import Callback, NetworkOptions, PPOConfig, TrainConfig
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.tamiyo.policy.learned import LearnedPolicy
-from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, reading_prospects
 from esper.tamiyo.policy.protocol import Policy
-from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+from esper.tamiyo.policy.rules import AuditionPolicy, FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 from esper.tasks import get_task
 
 OP_SHARES = (1.0, 0.3, 0.1)
@@ -74,6 +76,9 @@ class TamiyoConfig:
     alone takes; the comparison at the end does without."""
     budget: int | None = None
     """Cap on added parameters of each network; none by default."""
+    auditions: int = 0
+    """Decisions that an audition in an empty slot lasts; 0 for no auditions. The policy then reads what they show, and
+    the file says that it lives by them."""
     policy: Path | None = None
     """Directory of a trained policy that goes on learning; by default one with random weights begins."""
     variants: Variants = NO_VARIANTS
@@ -97,6 +102,8 @@ class TamiyoConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         RewardConfig(rent=self.rent, waste=self.waste)
+        if self.auditions < 0:
+            raise ValueError(f"auditions must last 0 decisions or more, got {self.auditions}")
         horizons = {name: get_task(name).horizon for name in self.task}
         if len(set(horizons.values())) != 1:
             raise ValueError(f"tasks that are trained together must have the same horizon, got {horizons}")
@@ -207,6 +214,7 @@ def compare_controllers(trained: TrainedTamiyo, *, watcher: Watcher | None = Non
         names.RANDOM_LEGAL: RandomPolicy(),
         names.FIXED: FixedSchedulePolicy(),
         names.HEURISTIC: HeuristicPolicy(),
+        names.AUDITION: AuditionPolicy(),
         names.TAMIYO: LearnedPolicy(trained.policy),
     }
     watcher, episodes = watcher or Watcher(), trained.config.eval_episodes
@@ -220,12 +228,13 @@ def _train(
     """Train, from ``policy`` on if there is one, choose how it decides, and keep it."""
     reward = RewardConfig(rent=config.rent, waste=config.waste)
     envs = [_make_env(config, name, config.num_envs, reward=reward, variants=config.variants) for name in config.task]
+    policy = _living_by_auditions(config, policy)
     options = TrainConfig(
         seed=config.seed,
         updates=config.updates,
         num_steps=get_task(config.task[0]).horizon,
         ppo=config.ppo,
-        network=config.network,
+        network=dataclasses.replace(config.network, prospects=config.network.prospects or config.auditions > 0),
         paired=config.paired,
         normalize_rewards=False,
         checkpoint_every=1,
@@ -235,10 +244,22 @@ def _train(
     finally:
         for env in envs:
             env.close()
+    result.policy.auditions = _auditions(config)
     objectives = _choose_op_share(config, result.policy, watcher)
     if directory is not None:
         result.policy.save(directory / "policy")
     return TrainedTamiyo(config, result.policy, result.metrics, objectives)
+
+
+def _auditions(config: TamiyoConfig) -> Auditions | None:
+    return Auditions(decisions=config.auditions) if config.auditions else None
+
+
+def _living_by_auditions(config: TamiyoConfig, policy: LSTMPolicyBundle | None) -> LSTMPolicyBundle | None:
+    """A trained policy that goes on learning, where there are auditions, by what they show."""
+    if policy is None or not config.auditions:
+        return policy
+    return reading_prospects(policy, "blueprint", PROSPECT_SIZE)
 
 
 def _choose_op_share(config: TamiyoConfig, policy: LSTMPolicyBundle, watcher: Watcher) -> dict[float, float]:
@@ -280,5 +301,11 @@ def _evaluation(
 
 def _make_env(config: TamiyoConfig, task: str, num_envs: int, **conditions: Any) -> GrowthVectorEnv:
     return GrowthVectorEnv(
-        num_envs, task, budget=config.budget, num_workers=config.num_workers, paired=config.paired, **conditions
+        num_envs,
+        task,
+        budget=config.budget,
+        num_workers=config.num_workers,
+        paired=config.paired,
+        auditions=_auditions(config),
+        **conditions,
     )

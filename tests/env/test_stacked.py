@@ -102,8 +102,8 @@ def assert_same_reports(loop, stacked, tolerance=1e-6):
 
 def both(task, rows=4, auditions=None, **kwargs):
     """A loop engine and a stacked one after the same reset, and the loop's reports."""
-    engines = LoopEngine(task, rows, auditions=auditions), StackedEngine(task, rows, auditions=auditions)
-    begun = episodes(task, range(rows), **kwargs)
+    engines = LoopEngine(task, rows), StackedEngine(task, rows)
+    begun = episodes(task, range(rows), auditions=auditions, **kwargs)
     reports, other = (engine.reset(begun) for engine in engines)
     assert_same_reports(reports, other)
     return *engines, reports

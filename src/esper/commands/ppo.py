@@ -63,7 +63,7 @@ class PPOCommand:
 
     def _train(self, console: Console) -> LSTMPolicyBundle:
         progress = Progress(quiet=self.quiet, console=console)
-        go_on = f"the same options, --run-dir {self.run_dir} and --resume"
+        go_on = f"the same options, --run-dir {self.run_dir} --resume"
         with nullcontext() if self.run_dir is None else resumable(console, go_on):
             return train(
                 self.env, config=self.train, run_dir=self.run_dir, callback=progress, resume=self.resume

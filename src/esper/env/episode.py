@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from esper.auditions import Auditions
 from esper.tasks import Task
 
 Range = tuple[float, float]
@@ -34,6 +35,8 @@ class Episode:
     """Layers in each of the host's blocks."""
     interval: float = 1.0
     """Factor on the task's number of training batches between two decisions."""
+    auditions: Auditions | None = None
+    """What auditions in dormant slots; ``None`` for nothing."""
     other_rent: float | None = None
     """Another price, drawn from the same range, at which a learner may judge the same run once more; ``None`` where the
     price is not drawn."""

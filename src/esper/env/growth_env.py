@@ -108,7 +108,7 @@ class GrowthVectorEnv(VectorEnv):
             and order of the data, so that what they come to differs by their decisions alone (common random numbers).
         engine: ``"stacked"`` trains all hosts in one graph, ``"loop"`` one after the other (the meaning, slower);
             ``"auto"`` stacks where the task's host allows it.
-        auditions: What auditions in dormant slots; ``None`` for nothing.
+        auditions: What auditions in dormant slots; ``None`` for nothing. A reset may say otherwise.
         on_illegal: What a masked action does: ``"raise"`` (default), or ``"wait"`` for agents that know no masks; then
             it counts as WAIT and ``infos["illegal"]`` is True for its row.
 
@@ -118,7 +118,8 @@ class GrowthVectorEnv(VectorEnv):
 
     Rent changes neither training nor what is legal, only what a run is worth. So where it is drawn (``variants.rent``),
     ``infos["other_objective"]`` tells how each run looks and pays at another price drawn from the same range:
-    ``features`` (as in the observation) and ``rewards`` (of this step). A learner gets two prices from one run.
+    ``features`` and ``prospects`` (as in the observation) and ``rewards`` (of this step). A learner gets two prices
+    from one run.
 
     Raises:
         ValueError: For an unknown task, blueprint or autoreset mode.
@@ -170,7 +171,7 @@ class GrowthVectorEnv(VectorEnv):
         """Empty until the first ``reset``."""
 
     def _make_engine(self, blueprints: tuple[str, ...], num_workers: int, kind: EngineKind) -> Engine:
-        make = partial(make_engine, self.task, kind=kind, blueprints=blueprints, auditions=self.auditions)
+        make = partial(make_engine, self.task, kind=kind, blueprints=blueprints)
         if num_workers == 1:
             return make(self.num_envs)
         return ParallelEngine(make, self.num_envs, min(num_workers, self.num_envs), self.task.slots)
@@ -185,7 +186,8 @@ class GrowthVectorEnv(VectorEnv):
         Args:
             seed: One seed (row i gets its own stream from it), or one per row. ``None``: the streams go on.
             options: ``{"episode_seeds": [K ints]}`` begins exactly these episodes, as an evaluation needs them;
-                ``{"reset_mask": bool [K]}`` resets only the rows that are True.
+                ``{"reset_mask": bool [K]}`` resets only the rows that are True; ``{"auditions": ...}`` are held in
+                episodes from now on, in place of those that the environment was made with.
         """
         options = options or {}
         rows = self._rows_to_reset(options)
@@ -194,6 +196,7 @@ class GrowthVectorEnv(VectorEnv):
             raise ValueError(f"expected {self.num_envs} episode_seeds, one per row, got {len(episode_seeds)}")
         if seed is not None or not self._rows:
             self._seed(seed)
+        self.auditions = options.get("auditions", self.auditions)
         self._begin(rows, episode_seeds)
         return self._observe(), self._info()
 
@@ -300,9 +303,11 @@ class GrowthVectorEnv(VectorEnv):
             row.entropy, row.episodes_begun = number, 0
 
     def _rows_to_reset(self, options: Mapping[str, Any]) -> list[int]:
-        unknown = sorted(set(options) - {"episode_seeds", "reset_mask"})
+        unknown = sorted(set(options) - {"auditions", "episode_seeds", "reset_mask"})
         if unknown:
-            raise ValueError(f"unknown reset option(s) {unknown}; expected 'episode_seeds' or 'reset_mask'")
+            raise ValueError(
+                f"unknown reset option(s) {unknown}; expected 'episode_seeds', 'reset_mask' or 'auditions'"
+            )
         mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=bool)
         if mask.shape != (self.num_envs,):
             raise ValueError(f"expected a reset_mask of shape [{self.num_envs}], got {list(mask.shape)}")
@@ -317,6 +322,7 @@ class GrowthVectorEnv(VectorEnv):
             episode = self.variants.draw(
                 self.task, seed, rent=self.reward_config.rent, budget=self.budget, host_params=self._host_params
             )
+            episode = replace(episode, auditions=self.auditions)
             self._rows[i].begin(episode, self.reward_config, self.task)
         for i, report in self.engine.reset({i: self._rows[i].episode for i in rows}).items():
             self._rows[i].report = report
@@ -376,9 +382,14 @@ class GrowthVectorEnv(VectorEnv):
         if self.variants.rent is None:
             return {}
         priced = [(row, row.other_objective.rent if row.other_objective else 0.0) for row in self._rows]
-        features = np.stack([encode(replace(row.report.reading, rent=rent))[0] for row, rent in priced])
-        rewards = np.zeros(self.num_envs) if rewards is None else rewards
-        return {"other_objective": {"features": features, "rewards": rewards}}
+        readings = [replace(row.report.reading, rent=rent) for row, rent in priced]
+        return {
+            "other_objective": {
+                "features": np.stack([encode(reading)[0] for reading in readings]),
+                "prospects": np.stack([encode_prospects(reading) for reading in readings]),
+                "rewards": np.zeros(self.num_envs) if rewards is None else rewards,
+            }
+        }
 
     def _final_info(self, ended: np.ndarray) -> dict[str, Any]:
         metrics = {

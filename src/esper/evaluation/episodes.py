@@ -201,14 +201,15 @@ def _play(
 
 
 def _begin(env: GrowthVectorEnv, policy: Policy, seeds: Sequence[int]) -> dict[str, Any]:
-    """The first observations of episodes with these seeds."""
+    """The first observations of episodes with these seeds, in which what the policy asks for auditions."""
     if env.autoreset_mode is not AutoresetMode.NEXT_STEP:
         raise ValueError(
             "episodes are evaluated in an environment with autoreset_mode NEXT_STEP, which keeps the final networks"
         )
     if len(seeds) != env.num_envs:
         raise ValueError(f"expected one seed for each of the {env.num_envs} rows, got {len(seeds)}")
-    observation, _ = env.reset(seed=0, options={"episode_seeds": list(seeds)})
+    auditions = getattr(policy, "auditions", env.auditions)
+    observation, _ = env.reset(seed=0, options={"episode_seeds": list(seeds), "auditions": auditions})
     if any(episode.horizon != env.episodes[0].horizon for episode in env.episodes):
         raise ValueError("episodes are evaluated at one length; evaluate variants of the horizon one at a time")
     policy.reset(env.num_envs, seed=int(np.random.SeedSequence(list(seeds)).generate_state(1)[0]))

@@ -41,7 +41,7 @@ def used_by_table(choices: dict[str, int], heads: HeadTable = HEADS) -> set[str]
 
 def test_the_heads_an_op_uses_are_those_of_the_table(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(500)
-    output = network.get_action(*inputs)
+    output = network.get_action(*inputs[:3])
     evaluation = evaluate(network, inputs, output.actions)
     for row in range(500):
         choices = {name: int(action[row]) for name, action in output.actions.items()}
@@ -58,7 +58,7 @@ def test_the_heads_an_op_uses_are_those_of_the_table(network: Network, make_inpu
 def test_every_choice_is_allowed_given_its_parent(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(2000)
     for deterministic in (False, True):
-        actions = network.get_action(*inputs, deterministic=deterministic).actions
+        actions = network.get_action(*inputs[:3], deterministic=deterministic).actions
         for row in range(2000):
             choices = {name: int(action[row]) for name, action in actions.items()}
             for head in HEADS:
@@ -71,7 +71,7 @@ def test_every_choice_is_allowed_given_its_parent(network: Network, make_input: 
 
 def test_could_matter_counts_used_heads_with_more_than_one_choice(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(500)
-    output = network.get_action(*inputs)
+    output = network.get_action(*inputs[:3])
     evaluation = evaluate(network, inputs, output.actions)
     for name in HEADS.names:
         entropy = evaluation.entropy[name]
@@ -93,7 +93,7 @@ GROUPS = {
 def test_unused_heads_get_exactly_zero_gradient(network: Network, make_input: MakeInput, op: Op) -> None:
     inputs = make_input(64)
     inputs.masks["op"] = torch.arange(6).expand(64, 6) == op
-    output = network.get_action(*inputs)
+    output = network.get_action(*inputs[:3])
     evaluation = evaluate(network, inputs, output.actions)
     loss = sum(evaluation.log_probs[name].pow(2).sum() + evaluation.entropy[name].sum() for name in HEADS.names)
     assert isinstance(loss, Tensor)
@@ -113,7 +113,7 @@ def test_unused_heads_get_exactly_zero_gradient(network: Network, make_input: Ma
 
 def test_what_is_stored_for_an_unused_head_is_not_read(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(200)
-    actions = network.get_action(*inputs).actions
+    actions = network.get_action(*inputs[:3]).actions
     evaluation = evaluate(network, inputs, actions)
     garbled = {
         name: torch.where(evaluation.used[name][:, 0], action, HEADS.sizes(3)[name] - 1)
@@ -173,7 +173,7 @@ def test_log_probs_equal_a_slow_reference(sharpen: Callable, make_input: MakeInp
     network = sharpen(FactoredRecurrentActorCritic(probability_floor=floor))
     inputs = make_input(40)
     with torch.no_grad():
-        output = network.get_action(*inputs)
+        output = network.get_action(*inputs[:3])
         for row in range(40):
             choices = {name: int(action[row]) for name, action in output.actions.items()}
             expected = reference_log_probs(network, inputs, row, choices, floor)
@@ -187,7 +187,7 @@ def test_the_floor_holds_in_every_used_head(sharpen: Callable, make_input: MakeI
     with torch.no_grad():
         network.tree.output.weight.mul_(100.0)
     inputs = make_input(3000)
-    log_probs = network.get_action(*inputs).log_probs
+    log_probs = network.get_action(*inputs[:3]).log_probs
     for name, floor in floors.items():
         least = log_probs[name].exp().min()
         assert floor * 0.999 < least < floor * 1.5

@@ -76,7 +76,7 @@ def test_one_op_is_the_action_the_value_and_the_condition_over_10_000_rows(
     network: Network, make_input: MakeInput, how: dict[str, Any]
 ) -> None:
     inputs = make_input(10_000)
-    output = network.get_action(*inputs, **how)
+    output = network.get_action(*inputs[:3], **how)
     op = output.sampled_op
     rows = torch.arange(10_000)
     assert torch.equal(op, output.actions["op"])
@@ -95,11 +95,11 @@ def test_one_op_is_the_action_the_value_and_the_condition_over_10_000_rows(
 
 def test_deterministic_takes_the_likeliest_op(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(500)
-    output = network.get_action(*inputs, deterministic=True)
-    again = network.get_action(*inputs, deterministic=True)
+    output = network.get_action(*inputs[:3], deterministic=True)
+    again = network.get_action(*inputs[:3], deterministic=True)
     likeliest = torch.full((500,), -torch.inf)
     for _ in range(60):
-        sampled = network.get_action(*inputs)
+        sampled = network.get_action(*inputs[:3])
         likeliest = torch.maximum(likeliest, sampled.log_probs["op"])
     torch.testing.assert_close(output.log_probs["op"], likeliest, atol=1e-6, rtol=0)
     assert all(torch.equal(output.actions[name], again.actions[name]) for name in HEAD_NAMES)
@@ -110,7 +110,7 @@ def test_the_op_of_the_greatest_q_among_the_probable(network: Network, make_inpu
     with torch.no_grad():
         network.tree.output.weight.mul_(0.1)  # several ops within a factor of ten of each other
     inputs = make_input(500, allowed=0.8)
-    output = network.get_action(*inputs, deterministic=True, op_share=share)
+    output = network.get_action(*inputs[:3], deterministic=True, op_share=share)
     every = dict.fromkeys(HEAD_NAMES)
     probs = torch.full((500, 6), 0.0)
     for op in range(6):
@@ -139,7 +139,7 @@ def test_a_share_out_of_range_is_refused(network: Network, make_input: MakeInput
 def test_the_same_seed_draws_the_same_actions(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(100)
     first, again, other = (
-        network.get_action(*inputs, generator=torch.Generator().manual_seed(seed)).actions for seed in (3, 3, 4)
+        network.get_action(*inputs[:3], generator=torch.Generator().manual_seed(seed)).actions for seed in (3, 3, 4)
     )
     assert all(torch.equal(first[name], again[name]) for name in HEAD_NAMES)
     assert any(not torch.equal(first[name], other[name]) for name in HEAD_NAMES)
@@ -147,7 +147,7 @@ def test_the_same_seed_draws_the_same_actions(network: Network, make_input: Make
 
 def test_the_state_value_is_the_expectation_of_q_over_allowed_ops(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(300)
-    output = network.get_action(*inputs)
+    output = network.get_action(*inputs[:3])
     expected = torch.zeros(300, dtype=torch.float64)
     masks = {name: None if mask is None else mask[:, None] for name, mask in inputs.masks.items()}
     masks["slot"], masks["blueprint"] = None, None
@@ -272,15 +272,15 @@ def test_memory_matters_and_only_when_recurrent(make_input: MakeInput) -> None:
     for recurrent in (True, False):
         network = FactoredRecurrentActorCritic(recurrent=recurrent)
         inputs = make_input(4)
-        first = network.get_action(*inputs)
-        second = network.get_action(*inputs, hidden=first.hidden)
+        first = network.get_action(*inputs[:3])
+        second = network.get_action(*inputs[:3], hidden=first.hidden)
         assert torch.equal(first.op_values, second.op_values) == (not recurrent)
         assert first.hidden[0].shape == (int(recurrent), 4, 128)
 
 
 def test_one_step_of_a_batch_does_not_depend_on_the_other_rows(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(16)
-    whole = network.get_action(*inputs, deterministic=True)
+    whole = network.get_action(*inputs[:3], deterministic=True)
     masks = {name: None if mask is None else mask[3:4] for name, mask in inputs.masks.items()}
     alone = network.get_action(inputs.features[3:4], inputs.blueprint_indices[3:4], masks, deterministic=True)
     torch.testing.assert_close(alone.op_values[0], whole.op_values[3], atol=1e-5, rtol=0)
@@ -355,11 +355,11 @@ def test_autocast_weights_made_without_gradients_are_dropped(
     monkeypatch.setattr(torch, "clear_autocast_cache", lambda: dropped.append(True))
     inputs = make_input(2)
     with torch.no_grad():
-        network.get_action(*inputs)
+        network.get_action(*inputs[:3])
         assert not dropped
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            network.get_action(*inputs)
-            network.state_value(*inputs)
+            network.get_action(*inputs[:3])
+            network.state_value(*inputs[:3])
             assert len(dropped) == 2
 
 
@@ -368,7 +368,7 @@ def test_without_gradients_the_results_are_ordinary_tensors(network: Network, ma
     action_tree.only_first.cache_clear()
     inputs = make_input(6)
     with torch.no_grad():
-        output = network.get_action(*inputs)
+        output = network.get_action(*inputs[:3])
     tensors = [*output.actions.values(), *output.log_probs.values(), *output.entropies.values(), *output.hidden]
     for tensor in (*tensors, output.value, output.state_value, output.op_values, output.sampled_op):
         assert not tensor.is_inference()
@@ -388,7 +388,7 @@ def test_without_gradients_the_results_are_ordinary_tensors(network: Network, ma
 
 def test_get_action_carries_gradients_where_they_are_enabled(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(6)
-    output = network.get_action(*inputs)
+    output = network.get_action(*inputs[:3])
     (output.value.sum() + sum(x.sum() for x in output.log_probs.values())).backward()
     assert (network.encoder.weight.grad != 0).any()
 
@@ -444,7 +444,7 @@ def test_one_set_of_weights_runs_any_number_of_slots(network: Network, make_inpu
 
 def test_the_answer_depends_on_the_slot_and_its_blueprint(network: Network, make_input: MakeInput) -> None:
     inputs = make_input(1)
-    base = network.get_action(*inputs, deterministic=True).op_values
+    base = network.get_action(*inputs[:3], deterministic=True).op_values
     assert inputs.blueprint_indices is not None
     seen = {
         tuple(network.get_action(inputs.features, torch.tensor([[b, -1, 4]]), inputs.masks).op_values[0].tolist())
@@ -549,5 +549,5 @@ def test_a_rollout_step_stays_small(standardize: bool, make_input: MakeInput) ->
     inputs = make_input(16)
     hidden = network.initial_hidden(16)
     with torch.no_grad(), _Count() as count:
-        network.get_action(*inputs, hidden=hidden)
+        network.get_action(*inputs[:3], hidden=hidden)
     assert count.operations <= 190

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 from esper.actions import BLUEPRINT_NAMES
-from esper.auditions import Auditions
 from esper.env.engine.engine import Engine
 from esper.env.engine.loop import LoopEngine
 from esper.env.engine.stacked import StackedEngine
@@ -21,12 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def make_engine(
-    task: Task,
-    num_hosts: int,
-    *,
-    kind: EngineKind = "auto",
-    blueprints: Sequence[str] = BLUEPRINT_NAMES,
-    auditions: Auditions | None = None,
+    task: Task, num_hosts: int, *, kind: EngineKind = "auto", blueprints: Sequence[str] = BLUEPRINT_NAMES
 ) -> Engine:
     """An engine for ``num_hosts`` hosts of a task.
 
@@ -36,7 +30,6 @@ def make_engine(
         kind: ``"stacked"`` trains all hosts in one graph, ``"loop"`` one after the other; ``"auto"`` stacks where that
             is possible, and says so in the log where it is not.
         blueprints: Names of the blueprints that may be germinated.
-        auditions: What auditions in dormant slots; ``None`` for nothing.
 
     Raises:
         ValueError: For another kind; with ``"stacked"`` for a host that cannot be stacked.
@@ -44,11 +37,11 @@ def make_engine(
     if kind not in ENGINE_KINDS:
         raise ValueError(f"engine must be one of {', '.join(ENGINE_KINDS)}; got {kind!r}")
     if kind == "loop":
-        return LoopEngine(task, num_hosts, blueprints, auditions)
+        return LoopEngine(task, num_hosts, blueprints)
     try:
-        return StackedEngine(task, num_hosts, blueprints, auditions)
+        return StackedEngine(task, num_hosts, blueprints)
     except ValueError as error:
         if kind == "stacked":
             raise
         _LOGGER.warning("the hosts of task '%s' are trained one after the other: %s", task.name, error)
-        return LoopEngine(task, num_hosts, blueprints, auditions)
+        return LoopEngine(task, num_hosts, blueprints)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from esper.actions import BLUEPRINT_NAMES, Decision
-from esper.auditions import Auditions
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.run import ATTRIBUTION_SAMPLES, Run, build_episode_host
 from esper.env.episode import Episode
@@ -21,12 +20,10 @@ from esper.tasks import Task
 class HostRun(Run):
     """One host in one episode, trained as anyone would train it."""
 
-    def __init__(
-        self, task: Task, episode: Episode, blueprints: Sequence[str], auditions: Auditions | None = None
-    ) -> None:
+    def __init__(self, task: Task, episode: Episode, blueprints: Sequence[str]) -> None:
         model = build_episode_host(task, episode)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=episode.learning_rate)
-        super().__init__(task, episode, blueprints, model, self.optimizer, auditions)
+        super().__init__(task, episode, blueprints, model, self.optimizer)
         self.governor = Governor(self.network, self.optimizer)
         self._rng_state = torch.Generator().manual_seed(episode.seed).get_state()
         self.record(*self._evaluate())
@@ -91,18 +88,11 @@ class HostRun(Run):
 class LoopEngine(Engine):
     """K :class:`HostRun`, one after the other."""
 
-    def __init__(
-        self,
-        task: Task,
-        num_hosts: int,
-        blueprints: Sequence[str] = BLUEPRINT_NAMES,
-        auditions: Auditions | None = None,
-    ) -> None:
+    def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = BLUEPRINT_NAMES) -> None:
         self.task = task
         self.num_hosts = num_hosts
         self.slot_names = task.slots
         self.blueprints = tuple(blueprints)
-        self.auditions = auditions
         self.runs: dict[int, HostRun] = {}
 
     def reset(self, episodes: Mapping[int, Episode]) -> dict[int, RowReport]:
@@ -118,7 +108,7 @@ class LoopEngine(Engine):
         return {row: self.runs[row].test_score() for row in rows}
 
     def _begin(self, row: int, episode: Episode) -> None:
-        self.runs[row] = HostRun(self.task, episode, self.blueprints, self.auditions)
+        self.runs[row] = HostRun(self.task, episode, self.blueprints)
 
     def _each(self, rows: Mapping[int, object], act: Callable[[int], None]) -> dict[int, RowReport]:
         for row in rows:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from esper.auditions import Auditions
 from esper.env.engine.engine import RowReport
 from esper.env.episode import Episode
 from esper.network.growing_network import GrowingNetwork
@@ -87,7 +86,6 @@ class Run(History):
         blueprints: Names of the blueprints that may be germinated.
         model: The untrained host.
         optimizer: Takes the seeds' parameters in, where there is one optimizer per host.
-        auditions: What auditions in dormant slots; ``None`` for nothing.
     """
 
     def __init__(
@@ -97,7 +95,6 @@ class Run(History):
         blueprints: Sequence[str],
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
-        auditions: Auditions | None = None,
     ) -> None:
         self.task, self.episode = task, episode
         self.data = EpisodeData(task, episode)
@@ -118,7 +115,7 @@ class Run(History):
             blueprints=blueprints,
             seed=episode.seed,
             causal=task.causal,
-            auditions=auditions,
+            auditions=episode.auditions,
         )
         self.samples_seen = 0
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from esper.actions import BLUEPRINT_NAMES, Decision
-from esper.auditions import Auditions
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.run import ATTRIBUTION_SAMPLES, build_episode_host
 from esper.env.engine.stacking.compatibility import check_stackable, structure
@@ -36,24 +35,16 @@ class StackedEngine(Engine):
         task: What they learn.
         num_hosts: K.
         blueprints: Names of the blueprints that may be germinated.
-        auditions: What auditions in dormant slots; ``None`` for nothing.
 
     Raises:
         ValueError: If the task's host cannot be stacked; use the loop engine then.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        num_hosts: int,
-        blueprints: Sequence[str] = BLUEPRINT_NAMES,
-        auditions: Auditions | None = None,
-    ) -> None:
+    def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = BLUEPRINT_NAMES) -> None:
         self.task = task
         self.num_hosts = num_hosts
         self.slot_names = task.slots
         self.blueprints = tuple(blueprints)
-        self.auditions = auditions
         self.runs: dict[int, StackedRun] = {}
         self._stacks: dict[Any, HostStack] = {}
         self._stack_of: dict[int, HostStack] = {}
@@ -96,7 +87,7 @@ class StackedEngine(Engine):
 
     def _begin(self, row: int, episode: Episode) -> None:
         model = build_episode_host(self.task, episode)
-        run = StackedRun(self.task, episode, self.blueprints, model, auditions=self.auditions)
+        run = StackedRun(self.task, episode, self.blueprints, model)
         key = structure(model)
         if key not in self._stacks:
             self._stacks[key] = HostStack(self.task, run)

@@ -75,7 +75,6 @@ class Bench:
             self.task,
             reward=RewardConfig(rent=self.rent),
             autoreset_mode=AutoresetMode.NEXT_STEP,
-            auditions=getattr(policy, "auditions", None),
         )
         try:
             return run_episodes(env, policy, self.seeds, arm=arm, keep_features=keep_features)

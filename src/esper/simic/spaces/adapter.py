@@ -21,13 +21,11 @@ from esper.simic.spaces.actions import ActionDecoder, declared_heads
 from esper.simic.spaces.masks import IN_INFOS, MASK, MaskReader
 from esper.simic.spaces.observations import read_leaves
 from esper.simic.spaces.trees import TREES, leaves, rows_of, values
+from esper.tamiyo.networks.prospects import PROSPECTS
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
 
 SLOTS = "blueprints"
 """Key of the blueprint indices in a Dict observation."""
-
-PROSPECTS = "prospects"
-"""Key of what is known of each blueprint in each slot, in a Dict observation with slots."""
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
@@ -81,6 +79,8 @@ class EnvironmentAdapter:
         """The batch of actions that ``envs.step`` takes, from what was drawn, {head: [K] or [K, n]}."""
         self._masks = MaskReader(envs, self.heads, self.num_slots)
         special = (SLOTS, PROSPECTS) if self.num_slots else ()
+        self.described_head, self.prospect_size = self._find_prospects()
+        """The head whose choices ``observation["prospects"]`` describes, and the numbers about each; None and 0."""
         entries = {path: space for path, space in self._entries().items() if path not in special}
         if not entries:
             raise ValueError(f"expected an entry besides '{MASK}' in the observation, got {self._observation_space}")
@@ -118,6 +118,21 @@ class EnvironmentAdapter:
         if not (isinstance(space, (spaces.Box, spaces.MultiDiscrete)) and len(space.shape) == 1):
             raise ValueError(f"observation '{SLOTS}': expected a vector of integers, one per slot, got {space}")
         return int(space.shape[0])
+
+    def _find_prospects(self) -> tuple[str | None, int]:
+        """Choices are described where a head depends on the slot drawn, and there is what describes them in each."""
+        space = self._entries().get(PROSPECTS) if self.num_slots else None
+        if space is None:
+            return None, 0
+        of_slots = [h for h in self.heads if h.parent and self.heads.named(h.parent).points_at_slots]
+        for head in of_slots:
+            if isinstance(space, spaces.Box) and space.shape[:-1] == (self.num_slots, self.sizes[head.name]):
+                return head.name, space.shape[-1]
+        expected = {head.name: f"[{self.num_slots}, {self.sizes[head.name]}, P]" for head in of_slots}
+        raise ValueError(
+            f"observation '{PROSPECTS}': expected what describes the choices of a head in each slot, {expected}; "
+            f"got {space}"
+        )
 
     # ------------------------------------------------------------------ to the policy
 
@@ -182,9 +197,18 @@ class EnvironmentAdapter:
             features=torch.from_numpy(joined),
             blueprint_indices=torch.from_numpy(np.array(shown[SLOTS], np.int64)) if self.num_slots else None,
             masks=masks,
-            parts={leaf.name: leaf.encoded(leaf.checked(shown[leaf.name], rows, ignore)) for leaf in self._parts},
+            parts={leaf.name: leaf.encoded(leaf.checked(shown[leaf.name], rows, ignore)) for leaf in self._parts}
+            | self._prospects(shown, ignore),
         )
         return inputs.map(lambda x: x.to(self.device))
+
+    def _prospects(self, shown: Mapping[str, Any], ignore: np.ndarray | None) -> dict[str, Tensor]:
+        if self.described_head is None:
+            return {}
+        prospects = np.array(shown[PROSPECTS], np.float32)
+        if ignore is not None:
+            prospects[ignore] = 0.0
+        return {PROSPECTS: torch.from_numpy(prospects)}
 
 
 def make_envs(env_id: str, num_envs: int, **kwargs: Any) -> VectorEnv:

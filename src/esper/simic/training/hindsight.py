@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,34 @@ from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.stepping import emptied, final_values, value
 from esper.tamiyo.networks.factored_lstm import ActionOutput
+from esper.tamiyo.networks.prospects import PROSPECTS
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
 OTHER_OBJECTIVE = "other_objective"
 """Key in ``infos``, at every reset and step, of a mapping with ``features`` (the encoded observation under the other
-objective, float32 [K, D]; after same-step autoreset also in ``infos["final_info"]``) and ``rewards`` (of the step,
-[K])."""
+objective, float32 [K, D]; after same-step autoreset also in ``infos["final_info"]``), ``prospects`` where the
+observation has them, and ``rewards`` (of the step, [K])."""
+
+
+class Seen(NamedTuple):
+    """What depends on the objective of what is seen."""
+
+    features: Tensor
+    """[K, D]"""
+    parts: dict[str, Tensor]
+    """Those of the parts that do, [K, ...]."""
+
+    def instead(self, inputs: PolicyInput, rows: np.ndarray | slice = slice(None)) -> PolicyInput:
+        """``inputs`` of these rows as they look under this objective."""
+        parts = {name: x[rows] for name, x in self.parts.items()}
+        return inputs._replace(features=self.features[rows], parts={**inputs.parts, **parts})
+
+    def without(self, rows: Tensor | None) -> Seen:
+        """The same with zeros in the rows [K] that are True."""
+        if rows is None:
+            return self
+        parts = {name: x.masked_fill(rows.view(-1, *(1,) * (x.dim() - 1)), 0.0) for name, x in self.parts.items()}
+        return Seen(self.features.masked_fill(rows[:, None], 0.0), parts)
 
 
 class Hindsight:
@@ -48,7 +70,7 @@ class Hindsight:
     ) -> None:
         self.adapter = adapter
         self.buffer = RolloutBuffer(num_steps, adapter.num_envs, adapter.heads)
-        self.features = self._features(infos)
+        self.seen = self._seen(infos)
         self.hidden = policy.network.initial_hidden(adapter.num_envs)
 
     def add(
@@ -69,18 +91,18 @@ class Hindsight:
             begins: [K] bool, whether the next step is the first of an episode.
             ignore: [K] bool, whose new observation means nothing; ``None`` for none.
         """
-        features = self._features(infos)
+        following = self._seen(infos)
         output = self._judged(policy, seen)
         values = None
         if seen.final_values is not None:
             cut = (seen.truncated & ~seen.terminated).cpu().numpy()
-            final = self._features(infos["final_info"]) if cut.any() else None
-            values = final_values(policy, self.adapter, output.hidden, cut, infos, features=final)
+            final = self._seen(infos["final_info"]).instead if cut.any() else None
+            values = final_values(policy, self.adapter, output.hidden, cut, infos, change=final)
         rewards = self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["rewards"], dtype=np.float32))
         self.buffer.add(
             replace(
                 seen,
-                inputs=seen.inputs._replace(features=self.features),
+                inputs=self.seen.instead(seen.inputs),
                 hidden=self.hidden,
                 output=output,
                 rewards=torch.where(seen.valid, rewards, 0.0),
@@ -88,7 +110,7 @@ class Hindsight:
                 likelihood_ratios=(_joint(output) - _joint(seen.output)).exp(),
             )
         )
-        self.features = features if ignore is None else features.masked_fill(self._tensor(ignore)[:, None], 0.0)
+        self.seen = following.without(None if ignore is None else self._tensor(ignore))
         self.hidden = emptied(output.hidden, begins)
 
     def finish(
@@ -102,13 +124,13 @@ class Hindsight:
         paired: bool,
     ) -> None:
         """Compute the advantages as :meth:`RolloutBuffer.finish`; ``following`` is what the last step led to."""
-        last_values = value(policy, following._replace(features=self.features), self.hidden)
+        last_values = value(policy, self.seen.instead(following), self.hidden)
         self.buffer.finish(last_values, gamma, gae_lambda, reward_scale, paired=paired)
 
     @torch.no_grad()
     def _judged(self, policy: LSTMPolicyBundle, seen: Transition) -> ActionOutput:
         """What the policy makes of the actions taken, under the other objective."""
-        sequences = seen.inputs._replace(features=self.features).map(lambda x: x[:, None])
+        sequences = self.seen.instead(seen.inputs).map(lambda x: x[:, None])
         actions = seen.output.actions
         found = policy.evaluate_actions(sequences, {h: a[:, None] for h, a in actions.items()}, self.hidden)
         assert found.hidden is not None
@@ -123,13 +145,18 @@ class Hindsight:
             entropies={head: x[:, 0] for head, x in found.entropy.items()},
         )
 
-    def _features(self, infos: Mapping[str, Any]) -> Tensor:
+    def _seen(self, infos: Mapping[str, Any]) -> Seen:
         if OTHER_OBJECTIVE not in infos:
             raise ValueError(
                 f"the environment offered another objective at its first reset, so infos['{OTHER_OBJECTIVE}'] is "
                 "expected after every reset and step, and in infos['final_info']; got none"
             )
-        return self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["features"], dtype=np.float32))
+        other = infos[OTHER_OBJECTIVE]
+        parts = {PROSPECTS: other[PROSPECTS]} if self.adapter.described_head is not None else {}
+        return Seen(self._numbers(other["features"]), {name: self._numbers(x) for name, x in parts.items()})
+
+    def _numbers(self, array: Any) -> Tensor:
+        return self._tensor(np.array(array, dtype=np.float32))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.adapter.device)
@@ -138,11 +165,17 @@ class Hindsight:
 
     def state_dict(self) -> dict[str, Any]:
         """What to go on from, as a copy."""
-        return {"features": self.features.clone(), "hidden": [part.clone() for part in self.hidden]}
+        parts = {name: part.clone() for name, part in self.seen.parts.items()}
+        return {
+            "features": self.seen.features.clone(),
+            "parts": parts,
+            "hidden": [part.clone() for part in self.hidden],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``."""
-        self.features = state["features"].to(self.adapter.device)
+        device = self.adapter.device
+        self.seen = Seen(state["features"].to(device), {name: part.to(device) for name, part in state["parts"].items()})
         self.hidden = (state["hidden"][0].to(self.adapter.device), state["hidden"][1].to(self.adapter.device))
 
 

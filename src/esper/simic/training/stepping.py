@@ -5,7 +5,7 @@ Legend: K environments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def final_values(
     hidden: HiddenState,
     cut: Bool[np.ndarray, " K"],
     infos: Mapping[str, Any],
-    features: Float[Tensor, "K D"] | None = None,
+    change: Callable[[PolicyInput, np.ndarray], PolicyInput] | None = None,
 ) -> Float[Tensor, " K"]:
     """V of the final observation where an episode was ``cut`` ([K] bool) by a time limit, [K]; 0 elsewhere.
 
@@ -47,13 +47,13 @@ def final_values(
         hidden: After the last step.
         cut: Truncated and not terminated.
         infos: After the last step, under same-step autoreset.
-        features: [K, D] to see in place of those of the final observations.
+        change: What the policy is to see instead, of what it would see in the given rows.
     """
     values = torch.zeros(len(cut), dtype=policy.network.dtype, device=adapter.device)
     rows = np.flatnonzero(cut)
     if len(rows):
         inputs = adapter.encode_final(infos, rows)
-        if features is not None:
-            inputs = inputs._replace(features=features[rows])
+        if change is not None:
+            inputs = change(inputs, rows)
         values[rows] = value(policy, inputs, (hidden[0][:, rows], hidden[1][:, rows]))
     return values

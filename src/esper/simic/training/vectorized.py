@@ -371,6 +371,8 @@ def make_bundle(
             state_dim=adapter.state_dim,
             num_slots=adapter.num_slots,
             parts=adapter.parts,
+            described_head=adapter.described_head if config.network.prospects else None,
+            prospect_size=adapter.prospect_size if config.network.prospects else 0,
             encoders=encoders,
             standardize=config.normalize_observations,
             **vars(config.network),

@@ -24,6 +24,7 @@ from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.distributions import Bernoullis, Distribution, SquashedGaussian
 from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear, stacked
 from esper.tamiyo.networks.masked_categorical import MaskedCategorical, gumbel_noise, negative_plogp
+from esper.tamiyo.networks.prospects import ProspectEncoder
 
 Chooser = Callable[[str, Distribution, Tensor | None], Tensor]
 """Head name, its distribution, and bool ``[N, 1]`` rows in which it is used (``None``: all) → choices, int64 ``[N]`` of
@@ -256,6 +257,21 @@ class HeadNetwork(nn.Module):
         return hidden + (given if used_N1 is None else given * used_N1)
 
 
+class DescribedHead(NamedTuple):
+    """A head whose choices are described, and the descriptions."""
+
+    name: str
+    slot_head: str
+    """The head that draws the slot."""
+    encoder: ProspectEncoder
+    described_NSnE: Tensor
+    """Encodings of the choices in every slot, float ``[N, S, n, E]``."""
+
+    def logits(self, hidden_ND: Tensor, slot_N: Tensor) -> Tensor:
+        """What the descriptions add to the logits, ``[N, n]``, in the slot that has been drawn."""
+        return self.encoder.logits(hidden_ND, self.described_NSnE, slot_N)
+
+
 class ActionTree(nn.Module):
     """Draws the heads of a table in order, each conditioned on the core and on what was drawn before it.
 
@@ -289,7 +305,12 @@ class ActionTree(nn.Module):
             self.heads.append(HeadNetwork(head, config, later))
 
     def draw(
-        self, core_NH: Float[Tensor, "N H"], slots_NSE: Float[Tensor, "N S E"] | None, masks: Masks, choose: Chooser
+        self,
+        core_NH: Float[Tensor, "N H"],
+        slots_NSE: Float[Tensor, "N S E"] | None,
+        masks: Masks,
+        choose: Chooser,
+        described: DescribedHead | None = None,
     ) -> Draw:
         """Go through the heads in order; ``masks`` are ``[N, ...]`` as the table says, or ``None``."""
         draw = Draw()
@@ -300,7 +321,10 @@ class ActionTree(nn.Module):
             assert isinstance(head, HeadNetwork)
             head_dim = weight.shape[-1]
             hidden_ND, hidden = torch.split_with_sizes(hidden, (head_dim, hidden.shape[-1] - head_dim), dim=-1)
-            output = F.linear(torch.relu(hidden_ND), weight, bias)
+            hidden_ND = torch.relu(hidden_ND)
+            output = F.linear(hidden_ND, weight, bias)
+            if described is not None and head.name == described.name:
+                output = output + described.logits(hidden_ND, draw.choices[described.slot_head])
             distribution = head.distribution(output, slots_NSE, masks[head.name], draw)
             choice_N = choose(head.name, distribution, draw.used.get(head.name))
             draw.distributions[head.name] = distribution

@@ -54,6 +54,18 @@ def check_parts(expected: Iterable[Part], parts: Mapping[str, Tensor], batch: to
             check_finite(f"part '{part.name}'", x)
 
 
+def check_prospects(prospects: Tensor | None, batch: torch.Size, form: tuple[int, int, int], *, values: bool) -> None:
+    """What describes choices is ``[..., S, n, P]``, of finite numbers; ``None`` where nothing is described."""
+    if prospects is None:
+        return
+    if prospects.shape != (*batch, *form) or not prospects.is_floating_point():
+        raise ValueError(
+            f"expected prospects as numbers of shape {[*batch, *form]}, got {prospects.dtype} {list(prospects.shape)}"
+        )
+    if values:
+        check_finite("prospects", prospects)
+
+
 def check_finite(name: str, state: Tensor) -> None:
     """No element is NaN or infinite."""
     # A sum is finite unless an element is not, or it overflows: one cheap look, and a careful one only where needed.

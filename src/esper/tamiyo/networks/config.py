@@ -23,6 +23,8 @@ class NetworkOptions:
     """Size of a slot's encoding, E, where the state has slots."""
     part_dim: int = 128
     """Size of the encoding of a part of the observation that is no features: an image, a choice among many."""
+    prospects: bool = False
+    """Read what describes the choices of a head in each slot, where the environment shows ``prospects``."""
     recurrent: bool = True
     """False leaves out the LSTM: a feed-forward policy without memory; hidden states are then empty, ``[0, B, H]``."""
     probability_floor: float | Mapping[str, float] = 0.0
@@ -60,6 +62,11 @@ class NetworkConfig(NetworkOptions):
     """Number of blueprint indices; index −1 (an empty slot) has its own embedding."""
     unknown: float | None = None
     """The number that says in a state that something is not known; ``None``: everything is."""
+    described_head: str | None = None
+    """The head whose choices are described in every slot by ``prospects``, a part of the observation; its parent points
+    at slots. ``None``: no choices are described."""
+    prospect_size: int = 0
+    """Numbers about each of those choices in each slot, P; ``unknown`` says in them, too, what is not known."""
     standardize: bool = False
     """With slots, put all numbers of a state on one scale by the statistics that the network's ``standardizer``
     gathers, and the summary of the slots beside them; otherwise states are taken as they are."""
@@ -73,7 +80,19 @@ class NetworkConfig(NetworkOptions):
         pointing = [head.name for head in self.heads if head.points_at_slots]
         if pointing and self.num_slots == 0:
             raise ValueError(f"heads {pointing} point at slots, but num_slots is 0; give slots, or another heads table")
+        self._check_described()
         self._check_floors()
+
+    def _check_described(self) -> None:
+        if self.described_head is None and self.prospect_size == 0:
+            return
+        heads = {head.name: head for head in self.heads}
+        head = heads.get(self.described_head or "")
+        if head is None or not head.parent or not heads[head.parent].points_at_slots or self.prospect_size < 1:
+            raise ValueError(
+                "expected a described_head whose parent points at slots, and a prospect_size of 1 or more; got "
+                f"described_head={self.described_head!r} and prospect_size={self.prospect_size}"
+            )
 
     def _check_floors(self) -> None:
         unknown = sorted(set(self.floors) - set(self.heads.names))

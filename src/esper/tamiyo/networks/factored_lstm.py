@@ -18,12 +18,22 @@ from torch import Tensor, nn
 from esper.heads import HeadTable
 from esper.tamiyo.growth_network import GROWTH_NETWORK
 from esper.tamiyo.networks import checks
-from esper.tamiyo.networks.action_tree import ActionTree, Chooser, Draw, likeliest, most_valuable, sampled, stored
+from esper.tamiyo.networks.action_tree import (
+    ActionTree,
+    Chooser,
+    DescribedHead,
+    Draw,
+    likeliest,
+    most_valuable,
+    sampled,
+    stored,
+)
 from esper.tamiyo.networks.checks import HiddenState, Masks
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
 from esper.tamiyo.networks.masked_categorical import MaskedCategorical
 from esper.tamiyo.networks.parts import PartEncoder
+from esper.tamiyo.networks.prospects import PROSPECTS, ProspectEncoder
 from esper.tamiyo.networks.slot_encoder import SlotEncoder
 from esper.tamiyo.networks.standardizer import StateStandardizer
 
@@ -161,6 +171,8 @@ class FactoredRecurrentActorCritic(nn.Module):
         summary = 2 * slot_dim if has_slots else 0
         self.standardizer = StateStandardizer(run_size, slot_size, config.unknown) if standardizes else None
         self.summary_norm = nn.LayerNorm(summary) if standardizes else None
+        described = (config.prospect_size, slot_dim, config.head_dim, config.unknown)
+        self.prospects = ProspectEncoder(*described) if config.described_head is not None else None
         self.part_encoder = PartEncoder(config.parts, config.part_dim, encoders or {})
         self.encoder = linear(run_size + summary + self.part_encoder.size, hidden_dim, HIDDEN_GAIN)
         self.encoder_norm = nn.LayerNorm(hidden_dim)
@@ -223,7 +235,9 @@ class FactoredRecurrentActorCritic(nn.Module):
             generator: Source of randomness; the same seed draws the same actions.
             op_share: With ``deterministic``, the op is that of the greatest Q(s, op) among those whose probability is
                 at least this share of the likeliest's, in (0, 1]; 1 leaves the likeliest alone.
-            parts: What of the observation is not in the state, by name, ``[B, ...]``; ``None`` without.
+            parts: What of the observation is not in the state, by name, ``[B, ...]``; ``None`` without. ``prospects``,
+                ``[B, S, n, P]``, describe the choices of a head in each slot, to a network that reads them; without
+                them nothing is known of the choices.
 
         Raises:
             ValueError: For ``op_share`` out of range, a wrong shape or type, a NaN or infinite number, a blueprint
@@ -241,7 +255,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         # Where nothing is to be recorded, inference mode saves a tenth of the time; what leaves it is copied, so that
         # it can be stored and trained on.
         with torch.inference_mode(not records):
-            core, slots, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+            core, slots, described, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
             if not deterministic:
                 num_slots = 0 if slots is None else slots.shape[1]
                 choose = sampled(self.heads, num_slots, rows, state.device, generator)
@@ -249,7 +263,7 @@ class FactoredRecurrentActorCritic(nn.Module):
                 choose = most_valuable(self.heads.op.name, self._op_values(core), op_share)
             else:
                 choose = likeliest
-            decided = self._decide(core, slots, masks, choose)
+            decided = self._decide(core, slots, described, masks, choose)
             draw = decided.draw
             if self.check_values:
                 self._check_drawn(draw, (rows,))
@@ -314,10 +328,10 @@ class FactoredRecurrentActorCritic(nn.Module):
         num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
         checks.check_actions(actions, batch, self.heads, num_slots)
         checks.check_gaps(gaps, batch)
-        core, slots, hidden = self._core(states, blueprint_indices, hidden, parts, gaps)
+        core, slots, described, hidden = self._core(states, blueprint_indices, hidden, parts, gaps)
         rows = {name: action.flatten(0, 1) for name, action in actions.items()}
         flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
-        decided = self._decide(core, slots, flat_masks, stored(rows))
+        decided = self._decide(core, slots, described, flat_masks, stored(rows))
         draw = decided.draw
         if self.check_values:
             self._check_drawn(draw, tuple(batch))
@@ -344,7 +358,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
         parts = parts or {}
         hidden = self._checked("state", state, blueprint_indices, masks, hidden, parts, batch=("B",))
-        core, _, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+        core, *_ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
         op_values = self._op_values(core)
         if self.heads.num_ops:
             op = self.heads.op.name
@@ -370,11 +384,14 @@ class FactoredRecurrentActorCritic(nn.Module):
         hidden: HiddenState,
         parts: Mapping[str, Tensor],
         gaps_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, HiddenState]:
-        """Core ``[N, H]``, slot encodings ``[N, S, E]`` and the hidden state after the last step."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, HiddenState]:
+        """Core ``[N, H]``, encodings of slots ``[N, S, E]`` and choices ``[N, S, n, E]``, and the hidden state."""
         batch, steps = states_BTD.shape[:2]
         rows_ND = states_BTD.flatten(0, 1)
-        slots_NSE = None
+        slots_NSE = described_NSnE = more_NSE = None
+        if self.prospects is not None and PROSPECTS in parts:
+            described_NSnE = self.prospects(parts[PROSPECTS].flatten(0, -4).to(self.dtype))
+            more_NSE = self.prospects.summary(described_NSnE)
         if self.slot_encoder is not None:
             assert blueprint_indices is not None
             indices_NS = blueprint_indices.flatten(0, -2)
@@ -383,21 +400,32 @@ class FactoredRecurrentActorCritic(nn.Module):
             run_NR = rows_ND[:, :run_size]
             if self.standardizer is not None:
                 run_NR, numbers_NSF = self.standardizer(run_NR, numbers_NSF)
-            slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, indices_NS)
+            slots_NSE, summary_N2E = self.slot_encoder(numbers_NSF, indices_NS, more_NSE)
             if self.summary_norm is not None:
                 # Else the summary, five times as large, would outweigh what is said about the run.
                 summary_N2E = _SUMMARY_SCALE * self.summary_norm(summary_N2E)
             rows_ND = torch.cat([run_NR, summary_N2E], dim=-1)
-        if parts:
+        if self.config.parts:
             rows_ND = torch.cat([rows_ND, self.part_encoder(parts, self.dtype)], dim=-1)
         encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))
         if self.memory is not None:
             encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden, gaps_BT)
-        return self.core_norm(encoded_NH), slots_NSE, hidden
+        return self.core_norm(encoded_NH), slots_NSE, described_NSnE, hidden
 
-    def _decide(self, core_NH: Tensor, slots_NSE: Tensor | None, masks: Masks, choose: Chooser) -> _Decided:
+    def _decide(
+        self,
+        core_NH: Tensor,
+        slots_NSE: Tensor | None,
+        described_NSnE: Tensor | None,
+        masks: Masks,
+        choose: Chooser,
+    ) -> _Decided:
         """The behaviour policy and its value, whole; rollout and learning differ only in ``choose``."""
-        draw = self.tree.draw(core_NH, slots_NSE, masks, choose)
+        more = None
+        if self.prospects is not None and described_NSnE is not None:
+            name = self.config.described_head or ""
+            more = DescribedHead(name, self.heads.named(name).parent or "", self.prospects, described_NSnE)
+        draw = self.tree.draw(core_NH, slots_NSE, masks, choose, more)
         op, op_values_NO = self.heads.op.name, self._op_values(core_NH)
         distribution = draw.distributions[op]
         if not isinstance(distribution, MaskedCategorical):
@@ -430,7 +458,11 @@ class FactoredRecurrentActorCritic(nn.Module):
         state_dim = config.run_size + config.slot_size * num_slots
         checks.check_state(name, state, batch, state_dim, dtype=dtype, values=self.check_values)
         sizes = state.shape[:-1]
-        checks.check_parts(config.parts, parts, sizes, values=self.check_values)
+        own_parts = {part: x for part, x in parts.items() if part != PROSPECTS}
+        checks.check_parts(config.parts, own_parts, sizes, values=self.check_values)
+        if config.described_head is not None:
+            form = (num_slots, self.sizes(num_slots)[config.described_head], config.prospect_size)
+            checks.check_prospects(parts.get(PROSPECTS), sizes, form, values=self.check_values)
         checks.check_blueprint_indices(blueprint_indices, sizes, config.num_blueprints, uses_slots)
         checks.check_masks(self.heads, masks, sizes, num_slots)
         if hidden is None:
@@ -439,7 +471,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         if torch.is_grad_enabled() and self.encoder.weight.requires_grad:
             # What the first operation with a gradient keeps as it is; of everything else it keeps a copy.
             kept: list[tuple[str, Tensor | None]] = [("hidden", part) for part in hidden] if config.recurrent else []
-            kept += [] if uses_slots or parts else [(name, state)]
+            kept += [] if uses_slots or own_parts else [(name, state)]
             kept += [
                 (f"the mask of head '{head}'", masks[head]) for head, own in self.heads.conditions.items() if not own
             ]

@@ -34,16 +34,21 @@ class SlotEncoder(nn.Module):
         self.attended = linear(slot_dim, slot_dim, 1.0)
 
     def forward(
-        self, numbers_NSF: Float[Tensor, "N S F"], indices_NS: Int[Tensor, "N S"]
+        self,
+        numbers_NSF: Float[Tensor, "N S F"],
+        indices_NS: Int[Tensor, "N S"],
+        more_NSE: Float[Tensor, "N S E"] | None = None,
     ) -> tuple[Float[Tensor, "N S E"], Float[Tensor, "N 2*E"]]:
         """Encodings and their summary (mean and maximum over the slots).
 
         Args:
             numbers_NSF: Numbers about each slot.
             indices_NS: The blueprint in each slot, −1 for none.
+            more_NSE: What else is said of each slot.
         """
         # A linear layer over (numbers, embedding) is a linear layer over the numbers plus another embedding.
-        own_NSE = torch.relu(self.numbers(numbers_NSF) + self.blueprint(indices_NS + 1))
+        read_NSE = self.numbers(numbers_NSF) + self.blueprint(indices_NS + 1)
+        own_NSE = torch.relu(read_NSE if more_NSE is None else read_NSE + more_NSE)
         query, key, value = self.query_key_value(self.norm(own_NSE)).chunk(3, dim=-1)
         # By hand: for a few slots three times as fast as scaled_dot_product_attention.
         weights_NSS = torch.softmax(torch.bmm(query, key.transpose(1, 2)) * (1 / math.sqrt(query.shape[-1])), dim=-1)

@@ -39,7 +39,9 @@ def average(policies: Sequence[LSTMPolicyBundle], *, op_share: float | None = No
                 f"expected policies of the same sizes; the first and number {number} differ in {', '.join(different)}"
             )
     result = LSTMPolicyBundle(
-        FactoredRecurrentActorCritic(first), op_share=policies[0].op_share if op_share is None else op_share
+        FactoredRecurrentActorCritic(first),
+        op_share=policies[0].op_share if op_share is None else op_share,
+        auditions=policies[0].auditions,
     )
     states = [policy.network.state_dict() for policy in policies]
     for number, state in enumerate(states, start=1):

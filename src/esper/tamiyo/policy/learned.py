@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from esper.auditions import Auditions
 from esper.observation import RUN_SIZE, SLOT_SIZE
+from esper.tamiyo.networks.prospects import PROSPECTS
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 from esper.tamiyo.policy.protocol import Actions, Observation
 
@@ -43,6 +45,11 @@ class LearnedPolicy:
         self.foreign_observations = foreign_observations
         self._hidden: Any = None
 
+    @property
+    def auditions(self) -> Auditions | None:
+        """What auditions in empty slots where this policy decides."""
+        return self.bundle.auditions
+
     def reset(self, num_runs: int, seed: int) -> None:
         """Begin ``num_runs`` new runs with empty memory; ``seed`` drives the draws."""
         self._hidden = self.bundle.initial_hidden(num_runs)
@@ -61,11 +68,18 @@ class LearnedPolicy:
             features=torch.as_tensor(features),
             blueprint_indices=torch.as_tensor(np.asarray(observation["blueprints"], dtype=np.int64)),
             masks={h: torch.as_tensor(np.asarray(m, dtype=bool)) for h, m in observation["action_mask"].items()},
+            parts=self._prospects(observation),
         )
         out = self.bundle.act(inputs, self._hidden, self.deterministic, self._generator)
         self._hidden = out.hidden
         self._decision += 1
         return {name: choice.numpy() for name, choice in out.actions.items()}
+
+    def _prospects(self, observation: Observation) -> dict[str, torch.Tensor]:
+        """What describes the blueprints, where the policy reads it."""
+        if self.bundle.network.prospects is None or PROSPECTS not in observation:
+            return {}
+        return {PROSPECTS: torch.as_tensor(np.asarray(observation[PROSPECTS], dtype=np.float32))}
 
     def _foreign(self, num_runs: int, num_slots: int) -> np.ndarray:
         """What other runs showed at this decision, [num_runs, 24 + 34·num_slots]."""

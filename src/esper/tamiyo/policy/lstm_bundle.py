@@ -9,7 +9,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from esper.auditions import Auditions
 from esper.files import Format, from_plain
 from esper.heads import HeadTable
 from esper.tamiyo.networks import checks
@@ -93,6 +94,8 @@ class LSTMPolicyBundle:
         strict: Raise, instead of warn, when a hidden state made in inference mode reaches :meth:`evaluate_actions`.
         op_share: How deterministic inference chooses the op: the one of the greatest Q(s, op) among those at
             least this share as probable as the likeliest, in (0, 1]; 1 takes the likeliest. Saved with the policy.
+        auditions: What auditioned in empty slots where the policy was trained to steer growth; ``None`` for nothing.
+            Saved with the policy.
 
     Example:
         The right pattern: start from :meth:`initial_hidden`, let :meth:`act` carry the state through the rollout, store
@@ -116,10 +119,12 @@ class LSTMPolicyBundle:
         observation_normalizer: ObservationNormalizer | None = None,
         strict: bool = False,
         op_share: float = 1.0,
+        auditions: Auditions | None = None,
     ) -> None:
         if not 0 < op_share <= 1:
             raise ValueError(f"expected op_share in (0, 1], got {op_share}")
         self.network = network
+        self.auditions = auditions
         self.observation_normalizer = observation_normalizer
         self.strict = strict
         self.op_share = op_share
@@ -291,7 +296,9 @@ class LSTMPolicyBundle:
             statistics = self.observation_normalizer.state_dict()
             tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
         path = Path(directory) / POLICY_FILE
-        POLICY.write(path, {"network": self.network.config.to_json(), "op_share": self.op_share}, tensors)
+        auditions = None if self.auditions is None else asdict(self.auditions)
+        description = {"network": self.network.config.to_json(), "op_share": self.op_share, "auditions": auditions}
+        POLICY.write(path, description, tensors)
         return path
 
     @classmethod
@@ -338,7 +345,33 @@ class LSTMPolicyBundle:
         network.load_state_dict(weights)
         if observation_normalizer is not None:
             _take_over(observation_normalizer, statistics, path)
-        return cls(network, observation_normalizer=observation_normalizer, strict=strict, op_share=described.op_share)
+        return cls(
+            network,
+            observation_normalizer=observation_normalizer,
+            strict=strict,
+            op_share=described.op_share,
+            auditions=described.auditions,
+        )
+
+
+def reading_prospects(bundle: LSTMPolicyBundle, described_head: str, prospect_size: int) -> LSTMPolicyBundle:
+    """A copy of a policy that can learn to read what describes the choices of a head; at first it decides as before.
+
+    Args:
+        bundle: A policy that does not read prospects; of one that does, a plain copy is returned.
+        described_head: The head whose choices are described.
+        prospect_size: Numbers about each choice, P.
+    """
+    copied = copy.deepcopy(bundle)
+    if bundle.network.prospects is not None:
+        return copied
+    config = replace(bundle.network.config, prospects=True, described_head=described_head, prospect_size=prospect_size)
+    network = FactoredRecurrentActorCritic(
+        config, encoders=copied.network.part_encoder.own, check_values=bundle.network.check_values
+    )
+    network.load_state_dict(bundle.network.state_dict(), strict=False)
+    copied.network = network
+    return copied
 
 
 @dataclass(frozen=True)
@@ -347,6 +380,7 @@ class _Description:
 
     network: NetworkConfig
     op_share: float
+    auditions: Auditions | None = None
 
 
 def _check_weights(

@@ -8,7 +8,6 @@ tensors is a safetensors file with a description as JSON in its header, of a nam
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -25,6 +24,7 @@ from typing import Any, TypeVar, Union
 import numpy as np
 import torch
 import typeguard
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -35,6 +35,7 @@ _UNSEALED = "0" * 64
 """Stands for the checksum while it is computed."""
 
 _LOCK = ".lock"
+_OWNER = ".owner"
 
 _HELD: set[Path] = set()
 """Directories that this process holds."""
@@ -88,8 +89,8 @@ def sync(path: Path) -> None:
 def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a directory against other processes; it is let go at the end of the block, or of the process.
 
-    The directory is made where it is missing. The lock is on the file ``.lock`` in it, which stays. Who holds a
-    directory may hold it again.
+    The directory is made where it is missing. The lock is on the file ``.lock`` in it, which may stay, and is let go
+    when its process ends, however that ended; ``.owner`` says who holds it. Who holds a directory may hold it again.
 
     Raises:
         ValueError: When another process holds it; the message names the process.
@@ -101,28 +102,28 @@ def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     if place in _HELD:
         yield
         return
-    with (directory / _LOCK).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ValueError(
-                f"'{directory}' is being written by {file.read().strip() or 'another process'}; wait for its end, or "
-                "choose another directory"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    owner = directory / _OWNER
+    lock = FileLock(directory / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = owner.read_text(encoding="utf-8").strip() if owner.is_file() else "another process"
+        raise ValueError(
+            f"'{directory}' is being written by {holder}; wait for its end, or choose another directory"
+        ) from error
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         _HELD.add(place)
-        try:
-            yield
-        finally:
-            _HELD.remove(place)
+        yield
+    finally:
+        _HELD.discard(place)
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 def is_unused(directory: Path) -> bool:
     """Whether a directory is missing, or holds nothing but a lock."""
-    return not directory.exists() or all(entry.name == _LOCK for entry in directory.iterdir())
+    return not directory.exists() or all(entry.name in (_LOCK, _OWNER) for entry in directory.iterdir())
 
 
 def write_json_atomic(path: str | os.PathLike[str], data: Any) -> None:

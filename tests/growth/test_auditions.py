@@ -58,6 +58,9 @@ def test_each_candidate_is_one_evaluation_more() -> None:
     _, second = loop.epochs(2)
     slots = loop.growth.network.slots
     assert second.evaluations == 1 + sum(len(slot.nursery.seeds) for slot in slots)
+    assert second.auditions == {
+        slot.name: {BLUEPRINT_NAMES[b]: result.gain for b, result in slot.life.auditioned.items()} for slot in slots
+    }
     assert second.added_params == 0
 
 

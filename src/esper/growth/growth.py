@@ -247,6 +247,7 @@ class Growth:
             if train_loss is not None:
                 run.train_losses.append(train_loss)
             run.record(loss, score)
+            auditions = self.network.latest_auditions()
             choice = self._choose(undo)
         if self._governor is not None and not rolled_back:
             self._governor.take_snapshot()
@@ -265,6 +266,7 @@ class Growth:
             rolled_back=rolled_back,
             decided=decided,
             events=events + changes,
+            auditions=auditions,
             evaluations=1 + rolled_back + evaluations,
             contribution_seconds=seconds,
             seconds=now - self._clock,

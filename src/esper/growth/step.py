@@ -31,13 +31,15 @@ class Step:
     slots: dict[str, tuple[str, str | None, float]]
     """Each slot during the interval: name of its stage, blueprint, alpha."""
     contributions: dict[str, float]
-    """By slot: score with the seed less score without it, at the end of the interval."""
+    """By slot: what the seed takes off the loss at the end of the interval, in points of score."""
     rolled_back: bool
     """Whether the governor had to take the run back."""
     decided: str
     """The decision for the next interval, in words."""
     events: list[Event] = field(default_factory=list)
     """What the governor and the decision changed."""
+    auditions: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By slot and blueprint: what each candidate would take off the loss, in points of score, where auditions ran."""
     evaluations: int = 1
     """Number of evaluations that this step took."""
     contribution_seconds: float = 0.0
@@ -72,7 +74,7 @@ class SeedLife:
     """Number of the step that pruned it or kept it for good."""
     outcome: str = ""
     contribution: float | None = None
-    """As measured last; a difference of scores."""
+    """As measured last, in points of score."""
 
 
 def seed_lives(steps: Sequence[Step], network: GrowingNetwork) -> list[SeedLife]:

@@ -379,6 +379,14 @@ class GrowingNetwork:
         chosen = self.slots[slot]
         chosen.enter_audition(blueprint, gain, self.auditions.decisions + 1 - chosen.life.audition_left)
 
+    def latest_auditions(self) -> dict[str, dict[str, float]]:
+        """By slot and blueprint, what candidates would take off the loss, as measured since the latest decision."""
+        found = {
+            slot.name: {BLUEPRINT_NAMES[b]: result.gain for b, result in slot.life.auditioned.items() if not result.age}
+            for slot in self.slots
+        }
+        return {name: gains for name, gains in found.items() if gains}
+
     def end_audition(self, slot: int) -> None:
         """All candidates of a slot go."""
         chosen = self.slots[slot]

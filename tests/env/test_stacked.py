@@ -19,7 +19,7 @@ from esper.env.engine.loop import LoopEngine
 from esper.env.engine.stacked import StackedEngine
 from esper.env.episode import Episode
 from esper.lifecycle import Op, Stage
-from esper.tasks import TASKS, get_task
+from esper.tasks import SCHEDULES, TASKS, get_task
 
 KIND_EXAMPLES = ("wine", "mnist1d", "charlm", "digits")
 """Vectors, sequences, causal sequences, images."""
@@ -232,6 +232,26 @@ class TwoWidths(TASKS["wine"]):
 
     def build_host(self, width=1.0, depth=1):
         return super().build_host(width * float(torch.randint(1, 3, ())), depth)
+
+
+def test_hosts_whose_learning_rates_move_differently_are_as_in_the_loop(double):
+    task = small(get_task("wine"))
+    loop, stacked = LoopEngine(task, 3), StackedEngine(task, 3)
+    begun = {
+        row: replace(episode, schedule=schedule)
+        for (row, episode), schedule in zip(episodes(task, range(3)).items(), SCHEDULES, strict=True)
+    }
+    reports, other = (engine.reset(begun) for engine in (loop, stacked))
+    assert_same_reports(reports, other)
+    rates = []
+    for decision in range(12):
+        chosen = Decision(Op.GERMINATE, slot=0, blueprint="mlp") if decision == 2 else Decision()
+        reports = step_both(loop, stacked, dict.fromkeys(range(3), chosen))
+        rates.append([report.reading.learning_rate for report in reports.values()])
+    for row, (name, episode) in enumerate(zip(SCHEDULES, begun.values(), strict=True)):
+        expected = [episode.learning_rate * SCHEDULES[name](done, 12) for done in range(12)]
+        assert [rate[row] for rate in rates] == pytest.approx(expected)
+    assert len({report.reading.val_losses[-1] for report in reports.values()}) == 3
 
 
 def test_hosts_of_different_structure_train_side_by_side(double):

@@ -17,12 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from esper.figure import GrowthRecord, growth_figure
 from esper.files import write_json_atomic, written_whole
 from esper.growth import Growth
 from esper.growth.export import MANIFEST, check_packages, export_model
-from esper.tasks import DataOptions, Splits, Task, auto_host, get_task, load_data
+from esper.tasks import SCHEDULES, DataOptions, Splits, Task, auto_host, get_task, load_data
 from esper.tasks.reading import Rescale, Rows, Served, manifest
 
 CONTRIBUTION_SAMPLES = 512
@@ -65,7 +66,9 @@ class GrowCommand:
     batch_size: int | None = None
     """Samples in a training batch; by default the task's own, for your own data an eighth of them, from 4 to 64."""
     learning_rate: float | None = None
-    """Of Adam, falling to 0 along a cosine; by default the task's own."""
+    """Of Adam, at its highest; by default the task's own."""
+    schedule: str = "cosine"
+    """How the learning rate moves: constant, cosine (to 0), or warmup-stable-decay."""
     device: str = "cpu"
     """Where it is trained: cpu, cuda, cuda:1, ...."""
     seed: int = 0
@@ -99,6 +102,8 @@ class GrowCommand:
         for name, count in (("--depth", self.depth), ("--batch-size", self.batch_size)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"--schedule must be one of {', '.join(SCHEDULES)}; got '{self.schedule}'")
         self.read.check()
         check_packages(f".{self.export}")
         check_device(self.device)
@@ -192,7 +197,8 @@ class GrowRun:
         self.epochs_done = 0
         self.model = task.build_host(options.width, options.depth).to(options.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate or task.learning_rate)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, options.epochs)
+        schedule = SCHEDULES[options.schedule]
+        self.scheduler = LambdaLR(self.optimizer, lambda done: schedule(done, options.epochs))
         self.growth = Growth(
             self.model,
             self.optimizer,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esper.auditions import Auditions
-from esper.tasks import Task
+from esper.tasks import SCHEDULES, Task
 
 Range = tuple[float, float]
 
@@ -25,6 +25,9 @@ class Episode:
     budget: int | None = None
     """Cap on added parameters; ``None`` for no cap."""
     learning_rate: float = 1e-3
+    """Of Adam, before the schedule."""
+    schedule: str = "constant"
+    """How the learning rate moves, by name (:data:`esper.tasks.schedules.SCHEDULES`)."""
     train_samples: int = 0
     """Number of training samples used; 0 for all."""
     label_noise: float = 0.0
@@ -45,14 +48,19 @@ class Episode:
         """Training batches between two decisions."""
         return max(1, round(task.steps_per_decision * self.interval))
 
+    def learning_rate_after(self, decisions: int) -> float:
+        """The learning rate in the interval that begins when so many decisions are over."""
+        return self.learning_rate * SCHEDULES[self.schedule](decisions, self.horizon)
+
     def info(self) -> dict[str, float]:
-        """The episode as numbers, for ``info`` and for logs; no cap and no other rent are −1."""
+        """The episode as numbers, for ``info`` and logs; no cap and no other rent are −1, a schedule is its place."""
         return {
             "seed": float(self.seed),
             "horizon": float(self.horizon),
             "rent": self.rent,
             "budget": -1.0 if self.budget is None else float(self.budget),
             "learning_rate": self.learning_rate,
+            "schedule": float(list(SCHEDULES).index(self.schedule)),
             "train_samples": float(self.train_samples),
             "label_noise": self.label_noise,
             "width": self.width,
@@ -78,6 +86,8 @@ class Variants:
     """Number of decisions."""
     learning_rate: Range | None = None
     """Factor on the task's learning rate."""
+    schedule: tuple[str, ...] | None = None
+    """Learning-rate schedules of which each episode draws one; ``None`` keeps the task's."""
     train_samples: Range | None = None
     """Share of the training samples that is used, in (0, 1]."""
     label_noise: Range | None = None
@@ -94,6 +104,9 @@ class Variants:
         for name in ("rent", "budget", "horizon", "learning_rate", "train_samples", "width", "depth", "interval"):
             self._check(name, above=0.0)
         self._check("label_noise", above=-1e-12)
+        unknown = sorted(set(self.schedule or ()) - SCHEDULES.keys())
+        if unknown or self.schedule == ():
+            raise ValueError(f"variant 'schedule' takes some of {', '.join(SCHEDULES)}; got {self.schedule}")
 
     def _check(self, name: str, above: float) -> None:
         value = getattr(self, name)
@@ -128,7 +141,9 @@ class Variants:
         # Drawn last, so that a seed's episode is otherwise what it was before intervals could be drawn.
         other_rent = log_uniform(self.rent, rent)
         interval = max(1, round(2 * log_uniform(self.interval, 1.0))) / 2
-        return replace(episode, interval=interval, other_rent=None if self.rent is None else other_rent)
+        schedule = task.schedule if self.schedule is None else self.schedule[int(rng.integers(len(self.schedule)))]
+        other = None if self.rent is None else other_rent
+        return replace(episode, interval=interval, other_rent=other, schedule=schedule)
 
 
 NO_VARIANTS = Variants()

@@ -8,6 +8,7 @@ from esper.tasks.automatic import auto_host
 from esper.tasks.glyphs import Glyphs, GlyphStream, GlyphTransformer
 from esper.tasks.images import Digits, DigitsRows, ShuffledDigits
 from esper.tasks.loading import DataOptions, load_data
+from esper.tasks.schedules import SCHEDULES
 from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
 from esper.tasks.synthetic import Spirals
 from esper.tasks.tabular import BreastCancer, Letter, PenDigits, Satellite, Splice, Wine
@@ -16,6 +17,7 @@ from esper.tasks.text import CharLM, CodeLM, LibraryLM
 
 __all__ = [
     "MNIST1D",
+    "SCHEDULES",
     "TASKS",
     "BreastCancer",
     "CharLM",

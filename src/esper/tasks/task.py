@@ -147,6 +147,8 @@ class Task(ABC):
     """Samples in a training batch."""
     learning_rate: float = 5e-3
     """Of Adam, for host and seeds."""
+    schedule: str = "constant"
+    """How the learning rate moves over a run, by name (:data:`esper.tasks.schedules.SCHEDULES`)."""
     causal: bool = False
     """Whether a position of a sequence may see only itself and those before it."""
     phases: int = 1

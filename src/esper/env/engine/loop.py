@@ -52,6 +52,8 @@ class HostRun(Run):
         """Train until the next decision; the mean training loss."""
         model = self.network.model.train()
         total, steps = 0.0, self.episode.steps_per_decision(self.task)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.set_learning_rate()
         for step in range(steps):
             x, y = self.data.next_batch()
             with self.network.measure(step == steps - 1):

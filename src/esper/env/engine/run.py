@@ -119,6 +119,11 @@ class Run(History):
         )
         self.samples_seen = 0
 
+    def set_learning_rate(self) -> float:
+        """The learning rate in the interval that begins now, which is noted."""
+        self.learning_rate = self.episode.learning_rate_after(self.decision)
+        return self.learning_rate
+
     def report(self) -> RowReport:
         """Readings and masks after the latest decision."""
         return RowReport(self.reading(self.network), self.network.masks(), self.samples_seen)

@@ -174,6 +174,9 @@ class HostStack:
     def train(self, runs: Sequence[StackedRun]) -> list[float]:
         """One interval of every run, as long for each; their mean training losses."""
         steps = runs[0].episode.steps_per_decision(self.task)
+        for run in runs:
+            for placed in (run.host, *run.seeds.values()):
+                placed.member.learning_rate = run.set_learning_rate()
         self._hosts.arrange([run.host.member for run in runs])
         slots, trained = self._training_slots(runs)
         adam = StackedAdam([(self._hosts, len(runs)), *trained])

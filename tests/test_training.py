@@ -79,7 +79,7 @@ def test_a_watcher_follows_training_and_evaluations():
     log = Log()
     table = compare_controllers(train_tamiyo(QUICK, watcher=log), watcher=log)
     assert log.updates == [1]
-    assert log.evaluations == [["validation", 3, 9, "ended"], ["test", 5, 15, "ended"]]
+    assert log.evaluations == [["validation", 3, 9, "ended"], ["test", 6, 18, "ended"]]
     assert table.tasks == ["quick_wine"]
     assert len(table.select("quick_wine", "Tamiyo")) == 2
 

@@ -64,7 +64,7 @@ def test_a_run_leaves_everything_and_says_where(tmp_path, capsys):
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     assert (tmp_path / "run" / FILES[-1]).read_bytes().startswith(b"\x89PNG")
     written = json.loads((tmp_path / "run" / "comparison.json").read_text())
-    arms = {"host alone", "random legal", "fixed schedule", "heuristic", "Tamiyo"}
+    arms = {"host alone", "random legal", "fixed schedule", "heuristic", "audition", "Tamiyo"}
     assert {row["arm"] for row in written["rows"]} == arms
     assert len(written["episodes"]) == 2 * len(arms)
     assert len(rows(tmp_path / "run")) == 2

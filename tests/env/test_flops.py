@@ -123,8 +123,9 @@ def test_candidates_are_on_the_bill_for_as_long_as_they_train_and_as_wasted(task
 def test_the_environment_puts_auditions_on_the_bill(task):
     costs = []
     for auditions in (None, Auditions(decisions=1, blueprints=("mlp",))):
-        env = GrowthVectorEnv(1, task, autoreset_mode="NextStep", auditions=auditions)
-        (result,) = run_episodes(env, WaitPolicy(), [1], arm="wait")
+        env, policy = GrowthVectorEnv(1, task, autoreset_mode="NextStep"), WaitPolicy()
+        policy.auditions = auditions
+        (result,) = run_episodes(env, policy, [1], arm="wait")
         costs.append(result.train_flops)
         env.close()
     before, after = costs

@@ -125,7 +125,7 @@ def test_other_tasks_show_all_of_their_data_all_the_time():
 
 def test_a_stream_is_one_for_esper_grow_too():
     task = get_task("glyph_stream")
-    x, _ = next(batches(task, 0.5))
+    x, _ = next(batches(task, task.splits(), 0.5))
     serif = task.splits().train_x[2 * 3100 : 3 * 3100]
     held = {row.numpy().tobytes() for row in serif}
     assert all(row.numpy().tobytes() in held for row in x)

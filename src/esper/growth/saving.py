@@ -153,7 +153,7 @@ def load_grown(directory: str | os.PathLike[str], host: nn.Module, example_input
         OSError: If the file cannot be read.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from esper import Decision, Growth
         >>> host = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> model, x = host(), torch.randn(2, 4)

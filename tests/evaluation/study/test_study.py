@@ -95,7 +95,7 @@ def test_every_arm_is_in_the_report(finished):
     page = (directory / "report.html").read_text(encoding="utf-8")
     comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
     assert len(comparison["claims"]) == 4
-    assert len({row["arm"] for row in comparison["rows"]}) == 15 + (obstacle(get_task("wine")) is None)
+    assert len({row["arm"] for row in comparison["rows"]}) == 16 + (obstacle(get_task("wine")) is None)
     for row in comparison["rows"]:
         assert row["arm"] in page or "rent" in row["arm"]
     assert "http://" not in page.replace("http://www.w3.org", "")

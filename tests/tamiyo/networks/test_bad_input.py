@@ -286,9 +286,9 @@ def test_weights_that_have_diverged_are_named(step: Any) -> None:
 
 def test_a_floor_too_high_for_the_number_of_slots(make_input: MakeInput) -> None:
     network = FactoredRecurrentActorCritic(probability_floor={"slot": 0.1})
-    network.get_action(*make_input(2, slots=9))
+    network.get_action(*make_input(2, slots=9)[:3])
     with pytest.raises(ValueError, match=r"head 'slot': a probability floor of 0.1 for each of 10 choices"):
-        network.get_action(*make_input(2, slots=10))
+        network.get_action(*make_input(2, slots=10)[:3])
 
 
 def test_checks_of_values_can_be_turned_off(step: Any) -> None:

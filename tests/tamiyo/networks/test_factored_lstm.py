@@ -40,7 +40,7 @@ def roll(network: Network, inputs: PolicyInput, hidden: Any = None) -> tuple[lis
     outputs = []
     with torch.no_grad():
         for step in range(inputs.features.shape[1]):
-            outputs.append(network.get_action(*at(inputs, step), hidden=hidden))
+            outputs.append(network.get_action(*at(inputs, step)[:3], hidden=hidden))
             hidden = outputs[-1].hidden
     return outputs, {name: torch.stack([o.actions[name] for o in outputs], 1) for name in network.heads.names}
 
@@ -133,7 +133,7 @@ def test_the_op_of_the_greatest_q_among_the_probable(network: Network, make_inpu
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
 def test_a_share_out_of_range_is_refused(network: Network, make_input: MakeInput, share: float) -> None:
     with pytest.raises(ValueError, match=r"expected op_share in \(0, 1\], got"):
-        network.get_action(*make_input(2), deterministic=True, op_share=share)
+        network.get_action(*make_input(2)[:3], deterministic=True, op_share=share)
 
 
 def test_the_same_seed_draws_the_same_actions(network: Network, make_input: MakeInput) -> None:

@@ -204,11 +204,11 @@ def test_pytorch_alone_would_refuse_an_inference_hidden_state(network: Network, 
     with pytest.raises(RuntimeError, match=r"[Ii]nference"):
         network.memory(torch.zeros(2, 3, 128), hidden)[0].sum().backward()
     with pytest.raises(ValueError, match=r"hidden was made in inference mode, .* tensor\.clone"):
-        network.get_action(*make_input(2), hidden)
+        network.get_action(*make_input(2)[:3], hidden)
 
 
 def test_detach_hidden_cuts_the_graph(bundle: LSTMPolicyBundle, make_input: MakeInput) -> None:
-    output = bundle.network.get_action(*make_input(3))
+    output = bundle.network.get_action(*make_input(3)[:3])
     assert output.hidden[0].grad_fn is not None
     cut = bundle.detach_hidden(output.hidden)
     for part, before in zip(cut, output.hidden, strict=True):

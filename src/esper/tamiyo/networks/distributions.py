@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from esper.tamiyo.networks.masked_categorical import MaskedCategorical
 
 _LEAST_DEVIATION = 0.01
-_AT_ZERO = math.log(math.e - 1)  # softplus of it is 1: an output of 0 means a deviation of 1
+_AT_ZERO = math.log(math.expm1(1 - _LEAST_DEVIATION))  # an output of 0 means a deviation of 1
 _NODES = 32
 
 

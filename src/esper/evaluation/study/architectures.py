@@ -83,6 +83,14 @@ def episode_of(task: Task, seed: int, rent: float) -> Episode:
     return NO_VARIANTS.draw(task, seed, rent=rent, budget=None, host_params=0)
 
 
+def untrained(task: Task, episode: Episode, architecture: Architecture) -> HostRun:
+    """The run of an episode with the blocks in place, before the first step of training."""
+    run = HostRun(task, episode, BLUEPRINT_NAMES)
+    for decision in architecture.decisions(task):
+        run.network.step(decision)
+    return run
+
+
 def train_from_scratch(
     task: Task, episode: Episode, architecture: Architecture, *, arm: str, decisions: int | None = None
 ) -> EpisodeResult:
@@ -96,9 +104,7 @@ def train_from_scratch(
         decisions: Length of the training, in decisions; the episode's horizon by default.
     """
     horizon = episode.horizon if decisions is None else max(1, decisions)
-    run = HostRun(task, replace(episode, horizon=horizon), BLUEPRINT_NAMES)
-    for decision in architecture.decisions(task):
-        run.network.step(decision)
+    run = untrained(task, replace(episode, horizon=horizon), architecture)
     for _ in range(horizon):
         run.step(Decision())
     states = {s.name: (s.stage.name, s.blueprint, s.alpha) for s in run.network.slots}
@@ -126,27 +132,27 @@ def train_from_scratch(
     )
 
 
-def fitting(task: Task) -> dict[str, list[str]]:
-    """Slot → names of the blueprints that fit it, the smallest first."""
+def fitting(task: Task) -> dict[str, dict[str, int]]:
+    """Slot → the blueprints that fit it → their parameters, the smallest first."""
     network = GrowingNetwork(task.build_host(), task.slots, task.splits().val_x[:2], causal=task.causal)
-    return {
-        slot.name: sorted(
-            (name for name, blueprint in BLUEPRINTS.items() if blueprint.fits(slot.spec)),
-            key=lambda name: count_parameters(name, slot.spec),
-        )
+    sizes = {
+        slot.name: {
+            name: count_parameters(name, slot.spec) for name, kind in BLUEPRINTS.items() if kind.fits(slot.spec)
+        }
         for slot in network.slots
     }
+    return {slot: dict(sorted(kinds.items(), key=lambda kind: kind[1])) for slot, kinds in sizes.items()}
 
 
 def all_slots_filled(task: Task) -> Architecture:
     """The largest fitting block in every slot."""
-    return Architecture(tuple((slot, names[-1], "add", 1.0) for slot, names in fitting(task).items()))
+    return Architecture(tuple((slot, list(kinds)[-1], "add", 1.0) for slot, kinds in fitting(task).items()))
 
 
 def random_architectures(task: Task, count: int, seed: int) -> Sequence[Architecture]:
     """In each slot, one of the fitting blocks or none, and one of the styles, all equally probable."""
     rng = np.random.default_rng([seed, 0xA5C])
-    choices = fitting(task)
+    choices = {slot: list(kinds) for slot, kinds in fitting(task).items()}
 
     def draw() -> Architecture:
         picked = [(slot, int(rng.integers(len(names) + 1)), STYLES[rng.integers(3)]) for slot, names in choices.items()]

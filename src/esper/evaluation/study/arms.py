@@ -27,6 +27,7 @@ from esper.evaluation.names import (
     STATIC_EPOCHS,
     STATIC_FLOPS,
     TAMIYO,
+    at_budget,
     at_rent,
 )
 from esper.evaluation.study.architectures import (
@@ -37,6 +38,7 @@ from esper.evaluation.study.architectures import (
     random_architectures,
     train_from_scratch,
 )
+from esper.evaluation.study.competitors import COMPETITORS, Competitor
 from esper.evaluation.study.gromo import grow_with_gromo, obstacle
 from esper.tamiyo.policy.protocol import Policy
 from esper.tamiyo.policy.registry import POLICIES, make_policy
@@ -192,17 +194,31 @@ def _gromo(bench: Bench, arm: str) -> list[EpisodeResult]:
     return [grow_with_gromo(task, episode_of(task, seed, bench.rent), arm=arm) for seed in bench.seeds]
 
 
+def _competitor(competitor: Competitor, budget: float) -> Callable[[Bench, str], list[EpisodeResult]]:
+    def run(bench: Bench, arm: str) -> list[EpisodeResult]:
+        task = get_task(bench.task)
+        return [
+            competitor.compete(task, episode_of(task, grown.seed, bench.rent), grown, budget, arm=arm)
+            for grown in bench.results(TAMIYO)
+        ]
+
+    return run
+
+
 def _at_rent(run: Callable[[Bench, str], list[EpisodeResult]], rent: float) -> Callable[..., list[EpisodeResult]]:
     return lambda bench, arm: run(replace(bench, rent=rent), arm)
 
 
-def study_arms(tasks: tuple[str, ...], rents: tuple[float, ...], random_count: int) -> dict[str, Arm]:
+def study_arms(
+    tasks: tuple[str, ...], rents: tuple[float, ...], random_count: int, budgets: tuple[float, ...]
+) -> dict[str, Arm]:
     """All arms by name, in the order of the report.
 
     Args:
         tasks: Tasks of the study.
         rents: Rents for the front of sizes.
         random_count: Number of random architectures.
+        budgets: Compute of the competitors, in multiples of one growth's.
     """
     arms = [
         Arm(HOST_ALONE, "the host, trained without growth", _named("wait")),
@@ -254,6 +270,17 @@ def study_arms(tasks: tuple[str, ...], rents: tuple[float, ...], random_count: i
         meaning = "the learned controller, shown what happened in its runs of other tasks"
         shuffled = next(i for i, arm in enumerate(arms) if arm.name == SHUFFLED)
         arms.insert(shuffled + 1, Arm(FOREIGN, meaning, _foreign, needs_elsewhere=(TAMIYO,)))
+    arms += [
+        Arm(
+            at_budget(competitor.name, budget),
+            f"{competitor.meaning}; for {budget:g} times the FLOPs of a growth",
+            _competitor(competitor, budget),
+            (TAMIYO,),
+            obstacle=competitor.obstacle,
+        )
+        for competitor in COMPETITORS
+        for budget in budgets
+    ]
     for rent in rents:
         arms.append(Arm(at_rent(TAMIYO, rent), f"Tamiyo under a rent of {rent:g}", _at_rent(_tamiyo, rent)))
     return {arm.name: arm for arm in arms}

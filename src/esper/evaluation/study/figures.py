@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from esper.evaluation import names
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.statistics import bootstrap
-from esper.evaluation.table import Table
+from esper.evaluation.study.competitors import anytime
+from esper.evaluation.table import Table, objective_on_test
 from esper.files import written_whole
 
 # Okabe and Ito's colours, which stay apart in the common kinds of colour blindness.
@@ -34,6 +35,15 @@ _STYLE = {
     names.RANDOM_POPULATION: ("#BFC5CC", "."),
     names.BEST_OF_RANDOM: ("#1F2933", "*"),
     names.GROMO: ("#8C564B", "d"),
+}
+
+_COMPETITOR_STYLE = {
+    names.SUCCESSIVE_HALVING: ("#D55E00", "o"),
+    names.ONE_EPOCH: ("#E69F00", "^"),
+    names.RANDOM_SEARCH: ("#8A94A0", "s"),
+    names.WIDER_HOST: ("#009E73", "D"),
+    names.DEEPER_HOST: ("#CC79A7", "v"),
+    names.SMALLER_STATIC: ("#56B4E9", "P"),
 }
 
 Panel = Callable[[Axes, Table, str], None]
@@ -60,6 +70,33 @@ def rent_front(table: Table, rents: Sequence[float], path: Path) -> None:
             axes.annotate(f"{rent:g}", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=colour)
 
     _figure(table, path, draw, "parameters of the final network (labels: rent)", "test score")
+
+
+def anytime_curves(table: Table, budgets: Sequence[float], path: Path) -> None:
+    """J on test data against compute for every competitor, one panel per task; Tamiyo's one growth is a line."""
+    points = anytime(table, budgets)
+
+    def draw(axes: Axes, table: Table, task: str) -> None:
+        grown = bootstrap(table.scores(names.TAMIYO, objective_on_test, [task]))
+        axes.axhspan(grown.low, grown.high, color=_STYLE[names.TAMIYO][0], alpha=0.12, linewidth=0)
+        axes.axhline(grown.estimate, color=_STYLE[names.TAMIYO][0], label=f"{names.TAMIYO}, one growth", linewidth=2.2)
+        for competitor, (colour, marker) in _COMPETITOR_STYLE.items():
+            mine = [point for point in points if (point.task, point.competitor) == (task, competitor)]
+            means = [point.test_J.estimate for point in mine]
+            below, above = ([abs(getattr(p.test_J, end) - p.test_J.estimate) for p in mine] for end in ("low", "high"))
+            axes.errorbar(
+                [point.budget for point in mine],
+                means,
+                (below, above),
+                color=colour,
+                marker=marker,
+                markersize=5,
+                linewidth=1.3,
+                elinewidth=0.6,
+                label=competitor,
+            )
+
+    _figure(table, path, draw, "compute, in growths", "J on test data", ticks=sorted(budgets))
 
 
 def _means(results: Sequence[EpisodeResult]) -> tuple[float, float]:
@@ -108,7 +145,9 @@ def _plain_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
-def _figure(table: Table, path: Path, draw: Panel, x_label: str, y_label: str) -> None:
+def _figure(
+    table: Table, path: Path, draw: Panel, x_label: str, y_label: str, *, ticks: Sequence[float] | None = None
+) -> None:
     columns = min(3, len(table.tasks))
     rows = -(-len(table.tasks) // columns)
     with matplotlib.style.context("default"):
@@ -126,6 +165,9 @@ def _figure(table: Table, path: Path, draw: Panel, x_label: str, y_label: str) -
             axes.set_xscale("log")
             if x_label.startswith("parameters"):
                 _plain_ticks(axes)
+            if ticks is not None:
+                axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                axes.xaxis.set_minor_locator(NullLocator())
         for axes in grid[len(table.tasks) :]:
             axes.set_visible(False)
         handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1]))

@@ -14,7 +14,8 @@ from itertools import product
 from pathlib import Path
 
 from esper.evaluation import names
-from esper.evaluation.study.figures import rent_front, score_against_flops, score_against_parameters
+from esper.evaluation.study.competitors import anytime
+from esper.evaluation.study.figures import anytime_curves, rent_front, score_against_flops, score_against_parameters
 from esper.evaluation.study.study import Study, StudyConfig
 from esper.evaluation.study.verdicts import Claim, claims
 from esper.evaluation.table import INTERQUARTILE_MEANS, Row, Table, median_growth
@@ -32,6 +33,7 @@ td:first-child, th:first-child { text-align: left; }
 tr.tamiyo { background: #E3F0FA; font-weight: 600; } .scroll { overflow-x: auto; }
 .verdict { border-radius: .3rem; padding: .1rem .5rem; font-size: .85rem; font-weight: 600; color: white; }
 .holds { background: #1F7A63; } .part { background: #B7791F; } .fails { background: #B42318; }
+.untested { background: #6B7785; }
 .muted { color: #6B7785; font-size: .9rem; } img { max-width: 100%; } figure { margin: 1rem 0 2rem; }
 """
 
@@ -44,7 +46,7 @@ def write_report(study: Study) -> tuple[list[Claim], list[Path]]:
     fronts = {names.at_rent(names.TAMIYO, rent) for rent in config.rents}
     everything = Table(results, trained_on(config.policy))
     table = Table({unit: found for unit, found in results.items() if unit[1] not in fronts}, everything.trained_on)
-    found = claims(everything, config.rents)
+    found = claims(everything, config.rents, config.budgets)
     figures = _draw(everything, table, config, directory)
     page = directory / "report.html"
     meanings = {name: arm.meaning for name, arm in study.arms.items()}
@@ -52,7 +54,11 @@ def write_report(study: Study) -> tuple[list[Claim], list[Path]]:
     with written_whole(page) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     rows = [row.to_json() for row in everything.rows(INTERQUARTILE_MEANS)]
-    write_json_atomic(directory / "comparison.json", {"claims": [claim.to_json() for claim in found], "rows": rows})
+    curves = [asdict(point) for point in anytime(everything, config.budgets)]
+    write_json_atomic(
+        directory / "comparison.json",
+        {"claims": [claim.to_json() for claim in found], "rows": rows, "anytime": curves},
+    )
     return found, [page, directory / "comparison.json", *(path for path, _ in figures)]
 
 
@@ -77,6 +83,14 @@ def _draw(everything: Table, table: Table, config: StudyConfig, directory: Path)
     score_against_parameters(table, figures[0][0])
     score_against_flops(table, figures[1][0])
     rent_front(everything, config.rents, figures[2][0])
+    if config.budgets:
+        path = directory / "anytime.png"
+        anytime_curves(table, config.budgets, path)
+        caption = (
+            "Mean J on test data of what each competitor has found by validation data with so many times the compute "
+            "of one growth, with 95 % intervals; the line is Tamiyo, with one growth."
+        )
+        figures.append((path, caption))
     for task in table.tasks:
         path = directory / f"growth-{task}.png"
         growth_figure(median_growth(table, task, names.TAMIYO), path)
@@ -159,9 +173,13 @@ def _list(entries: Mapping[str, str]) -> str:
 
 
 def _claim(claim: Claim) -> str:
-    kind = {"holds": "holds", "holds in part": "part", "fails": "fails"}[claim.verdict]
+    kind = {"holds": "holds", "holds in part": "part", "fails": "fails", "not tested": "untested"}[claim.verdict]
     rows = "".join(
-        _cells([escape(c.what), str(c.interval), f"&gt; {c.threshold:g}", "yes" if c.holds else "no"])
+        _cells(
+            [escape(c.what), str(c.interval), f"&gt; {c.threshold:g}", "yes" if c.holds else "no"]
+            if c.interval
+            else [escape(c.what), "–", f"&gt; {c.threshold:g}", "not tested"]
+        )
         for c in claim.checks
     )
     head = _cells(["rests on", "estimate [95 % interval]", "needed", "shown"], "th")

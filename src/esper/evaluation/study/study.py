@@ -52,6 +52,9 @@ class StudyConfig:
     """Rents for the front of sizes."""
     random_architectures: int = 32
     """Random architectures that growth is compared with, on each task."""
+    budgets: tuple[float, ...] = ()
+    """Compute of the competitors (searches, larger hosts), in multiples of one growth's: `1 2 4 8` is usual. None by
+    default, since each of six competitors costs as many growths on each seed as the budgets add up to."""
 
     def check(self) -> None:
         """Raise ValueError for what makes no sense, before anything is computed."""
@@ -60,6 +63,8 @@ class StudyConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be 2 or more, got {getattr(self, name)}")
         if min(self.rent, *self.rents) < 0:
             raise ValueError(f"rents must be 0 or more, got {(self.rent, *self.rents)}")
+        if min(self.budgets, default=1) < 1 or len(set(self.budgets)) < len(self.budgets):
+            raise ValueError(f"--budgets must be different numbers of 1 or more, got {self.budgets}")
         for name in self.task:
             get_task(name)
         policy = make_policy(self.policy)
@@ -89,7 +94,7 @@ class Study:
 
     def __init__(self, config: StudyConfig, directory: Path) -> None:
         self.config, self.directory = config, directory
-        self.arms = study_arms(tuple(config.task), config.rents, config.random_architectures)
+        self.arms = study_arms(tuple(config.task), config.rents, config.random_architectures, config.budgets)
         stored = directory / "config.json"
         mine = _Begun(**vars(config), policy_sha256=fingerprint(config.policy))
         if stored.exists() and (theirs := from_plain(_Begun, read_json(stored), stored)) != mine:

@@ -11,6 +11,7 @@ from typing import Any
 from esper.evaluation import names
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.statistics import Interval, paired_difference, probability_of_improvement
+from esper.evaluation.study.competitors import COMPETITORS
 from esper.evaluation.table import Table, objective_on_test, score_on_test, total_flops
 from esper.network.blueprints import BLUEPRINTS, convolutional
 from esper.observation import doublings
@@ -29,14 +30,15 @@ class Check:
     """One comparison that a claim rests on."""
 
     what: str
-    interval: Interval
+    interval: Interval | None
+    """``None`` where an arm was not run."""
     threshold: float
     """The whole interval must lie above it."""
 
     @property
     def holds(self) -> bool:
         """Whether the interval shows it."""
-        return self.interval.low > self.threshold
+        return self.interval is not None and self.interval.low > self.threshold
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """``holds`` if every check does, ``fails`` if none does, else ``holds in part``."""
+        """``holds`` if every check does, ``fails`` if none does, else ``holds in part``; ``not tested`` without any."""
+        if all(check.interval is None for check in self.checks):
+            return "not tested"
         held = sum(check.holds for check in self.checks)
         return "holds" if held == len(self.checks) else "holds in part" if held else "fails"
 
@@ -58,9 +62,15 @@ class Claim:
         return {"title": self.title, "verdict": self.verdict, "checks": checks}
 
 
-def claims(table: Table, rents: Sequence[float]) -> list[Claim]:
-    """The four claims, in rising order."""
-    return [_growth_works(table), _growth_helps(table), _controller_matters(table), _knows_when_not_to(table, rents)]
+def claims(table: Table, rents: Sequence[float], budgets: Sequence[float]) -> list[Claim]:
+    """The five claims, in rising order; the last but one is about the competitors with these budgets."""
+    return [
+        _growth_works(table),
+        _growth_helps(table),
+        _controller_matters(table),
+        _growth_competes(table, budgets),
+        _knows_when_not_to(table, rents),
+    ]
 
 
 def _growth_works(table: Table) -> Claim:
@@ -123,6 +133,18 @@ def _controller_matters(table: Table) -> Claim:
             for other in others
             if other in table.arms
         ),
+    )
+
+
+def _growth_competes(table: Table, budgets: Sequence[float]) -> Claim:
+    def difference(arm: str) -> Interval | None:
+        tasks = [task for task in table.tasks if table.select(task, arm)]
+        return table.difference(objective_on_test, names.TAMIYO, arm, tasks) if tasks else None
+
+    arms = [names.at_budget(competitor.name, budget) for budget in budgets for competitor in COMPETITORS]
+    return Claim(
+        "Growth competes: J no lower than by searches, and by larger hosts, for as much compute and for more",
+        tuple(Check(f"J on test data: Tamiyo − {arm}", difference(arm), -0.005) for arm in arms),
     )
 
 

@@ -19,6 +19,7 @@ from esper.evaluation.study.architectures import (
     random_architectures,
     train_from_scratch,
 )
+from esper.evaluation.study.competitors import COMPETITORS
 from esper.evaluation.study.gromo import obstacle
 from esper.files import from_plain
 from esper.simic.training.config import NetworkOptions
@@ -85,7 +86,8 @@ def finished(tmp_path_factory):
     simic.train([env], config=config, run_dir=directory / "run").policy.save(directory / "policy")
     policy, out = str(directory / "policy"), str(directory / "out")
     arguments = ["compare", "--task", "wine", "spirals", "--policy", policy, "--out", out, "--quiet"]
-    arguments += ["--seeds", "2", "--rents", "0.01", "0.04", "--random-architectures", "2", "--workers", "2"]
+    arguments += ["--seeds", "2", "--rents", "0.01", "0.04", "--random-architectures", "2", "--budgets", "1"]
+    arguments += ["--workers", "2"]
     assert main(arguments) == 0
     return directory / "out", arguments
 
@@ -94,8 +96,12 @@ def test_every_arm_is_in_the_report(finished):
     directory, _ = finished
     page = (directory / "report.html").read_text(encoding="utf-8")
     comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
-    assert len(comparison["claims"]) == 4
-    assert len({row["arm"] for row in comparison["rows"]}) == 16 + (obstacle(get_task("wine")) is None)
+    assert len(comparison["claims"]) == 5
+    unhindered = [c for c in COMPETITORS if c.obstacle(get_task("wine")) is None]
+    assert len({row["arm"] for row in comparison["rows"]}) == 16 + (obstacle(get_task("wine")) is None) + len(
+        unhindered
+    )
+    assert len(comparison["anytime"]) == 2 * len(unhindered)
     for row in comparison["rows"]:
         assert row["arm"] in page or "rent" in row["arm"]
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -152,6 +158,8 @@ def test_other_weights_of_the_policy_are_refused(finished, tmp_path, capsys):
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="--seeds"):
         StudyConfig(seeds=1).check()
+    with pytest.raises(ValueError, match="--budgets"):
+        StudyConfig(budgets=(2.0, 2.0)).check()
     with pytest.raises(ValueError, match="learned policy"):
         StudyConfig(policy="heuristic").check()
 

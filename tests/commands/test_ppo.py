@@ -36,6 +36,7 @@ def test_trains_evaluates_and_resumes(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--env", "NoSuchThing-v0"], "environment 'NoSuchThing-v0'"),
+        (["--env", "no_such_module:Thing-v0"], "No module named 'no_such_module'; expected module:Id-v0"),
         (["--env", "CartPole-v1", "--evaluate-only"], "--evaluate-only needs the --run-dir"),
         (["--env", "CartPole-v1", "--resume"], "needs the run_dir"),
     ],

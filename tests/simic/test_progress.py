@@ -10,8 +10,12 @@ from rich.console import Console
 
 from esper.heads import Head, HeadTable
 from esper.simic import Plan, Progress
+from esper.tamiyo.networks import FactoredRecurrentActorCritic
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
-PLAN = Plan(updates=4, first_update=1, vector_steps=10, heads=HeadTable([Head("verb", 2, choices=("wait", "act"))]))
+HEADS = HeadTable([Head("verb", 2, choices=("wait", "act"))])
+POLICY = LSTMPolicyBundle(FactoredRecurrentActorCritic(heads=HEADS, state_dim=1, num_slots=0, hidden_dim=4, head_dim=4))
+PLAN = Plan(updates=4, first_update=1, vector_steps=10, policy=POLICY)
 METRICS = {
     "update": 2.0,
     "env_steps": 12_345.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ class PPOCommand:
     """Train a recurrent policy with PPO on any Gymnasium environment with discrete actions."""
 
     env: str
-    """Id of the environment; ``module:Id-v0`` imports a module first."""
+    """Id of the environment; ``module:Id-v0`` imports a module first, also one in the working directory."""
     run_dir: Path | None = None
     """Where to write config, metrics, TensorBoard events and checkpoints."""
     resume: bool = False
@@ -49,6 +50,8 @@ class PPOCommand:
             KeyboardInterrupt: After Ctrl-C; how to go on has been said.
         """
         register_environments()
+        if "" not in sys.path:
+            sys.path.append("")
         try:
             policy = self._read_policy() if self.evaluate_only else self._train(console)
             if self.episodes:

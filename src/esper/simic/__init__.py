@@ -8,11 +8,11 @@ Example:
 """
 
 from esper.simic.control import RunningMeanStd
-from esper.simic.evaluation import EvaluationResult, evaluate, load_bundle
+from esper.simic.evaluation import EndlessEpisodeWarning, EvaluationResult, evaluate, load_bundle
 from esper.simic.locksmith import register_environments
 from esper.simic.ppo import PPOConfig
 from esper.simic.rollout_buffer import RolloutBuffer
-from esper.simic.training.callbacks import Callback, Plan
+from esper.simic.training.callbacks import Callback, Plan, StopTraining
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.progress import Progress
 from esper.simic.training.vectorized import TrainResult, train
@@ -20,6 +20,7 @@ from esper.tamiyo.networks import NetworkOptions
 
 __all__ = [
     "Callback",
+    "EndlessEpisodeWarning",
     "EvaluationResult",
     "NetworkOptions",
     "PPOConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "Progress",
     "RolloutBuffer",
     "RunningMeanStd",
+    "StopTraining",
     "TrainConfig",
     "TrainResult",
     "evaluate",

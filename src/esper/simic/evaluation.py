@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from torch import nn
 
 from esper.simic.control.normalization import RunningMeanStd
-from esper.simic.spaces import EnvironmentAdapter, make_envs
+from esper.simic.environments import Environments, vectorized
+from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.checkpoint import find_checkpoint
 from esper.simic.training.collector import Collector, Episode
 from esper.simic.training.run_directory import read_config
@@ -22,9 +23,13 @@ from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 _STEPS_AT_A_TIME = 64
 
 
+class EndlessEpisodeWarning(UserWarning):
+    """An episode was cut in evaluation, for it went on and on."""
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
-    """N whole episodes."""
+    """N episodes."""
 
     returns: np.ndarray
     """Sum of rewards of each episode, [N]."""
@@ -46,12 +51,13 @@ class EvaluationResult:
 
 def evaluate(
     policy: LSTMPolicyBundle,
-    envs: str | VectorEnv,
+    envs: Environments,
     *,
     episodes: int = 100,
     seed: int = 0,
     deterministic: bool = True,
     num_envs: int = 16,
+    max_steps: int = 27_000,
 ) -> EvaluationResult:
     """Play whole episodes with a policy that does not learn.
 
@@ -59,33 +65,56 @@ def evaluate(
 
     Args:
         policy: The policy.
-        envs: An environment id, or a vector environment.
+        envs: An environment id, an environment, or a vector environment.
         episodes: N.
         seed: Of the environments and of sampling.
         deterministic: Take the most probable choice of every head instead of drawing one.
         num_envs: Environments side by side, when given by id.
+        max_steps: Steps after which an episode is cut (by default what Atari games are given): a policy may walk in
+            circles. It counts as far as it came, and its environment plays no more.
 
     Raises:
         ValueError: When the environment does not fit the policy.
+
+    Warns:
+        EndlessEpisodeWarning: When an episode was cut.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes: expected at least 1, got {episodes}")
-    given = make_envs(envs, min(num_envs, episodes)) if isinstance(envs, str) else envs
+    for name, number in (("episodes", episodes), ("max_steps", max_steps)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
+    given, *others = vectorized(envs, min(num_envs, episodes))
+    if others:
+        raise ValueError(f"expected one vector environment, got {1 + len(others)}; evaluate on one after the other")
     device = next(policy.network.parameters()).device
     adapter = EnvironmentAdapter(given, policy.heads, device, policy.network.part_encoder.own)
-    collector = Collector(given, adapter, _STEPS_AT_A_TIME)
+    collector = Collector(given, adapter, min(_STEPS_AT_A_TIME, max_steps))
     collector.reset(policy, seed)
     generator = torch.Generator(device).manual_seed(seed)
     share = [episodes // given.num_envs + (k < episodes % given.num_envs) for k in range(given.num_envs)]
     played: list[Episode] = []
+    cut = left_out = 0
     while sum(share) > 0:
         collector.collect(policy, generator, gamma=1.0, gae_lambda=1.0, deterministic=deterministic)
         for episode in collector.episodes:
             if share[episode.environment] > 0:
                 share[episode.environment] -= 1
                 played.append(episode)
+        endless = [e for e in collector.running() if share[e.environment] > 0 and e.length >= max_steps]
+        for episode in endless:
+            played.append(episode)
+            left_out += share[episode.environment] - 1
+            share[episode.environment] = 0
+        cut += len(endless)
     if isinstance(envs, str):
         given.close()
+    if cut:
+        warnings.warn(
+            f"{cut} episodes were cut after max_steps={max_steps} steps, and {left_out} were not played after them; "
+            "the policy may walk in circles: try deterministic=False, give the environment a time limit "
+            "(gymnasium.wrappers.TimeLimit), or raise max_steps",
+            EndlessEpisodeWarning,
+            stacklevel=2,
+        )
     names = sorted({name for episode in played for name in episode.metrics})
     return EvaluationResult(
         returns=np.array([episode.reward for episode in played]),

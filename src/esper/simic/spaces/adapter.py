@@ -5,7 +5,8 @@ Legend: K environments, D features, S slots, n choices of a head.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import importlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -211,13 +212,36 @@ class EnvironmentAdapter:
         return {PROSPECTS: torch.from_numpy(prospects)}
 
 
-def make_envs(env_id: str, num_envs: int, **kwargs: Any) -> VectorEnv:
+def make_envs(
+    env_id: str, num_envs: int, *, wrappers: Sequence[Callable[[gym.Env], gym.Wrapper]] = (), **kwargs: Any
+) -> VectorEnv:
     """``num_envs`` copies of a registered environment as one vector environment.
 
-    The environment's own vectorised form is used where there is one; otherwise copies run in this process and begin
-    their next episode on the same step, which wastes no row.
+    The environment's own vectorised form is used where there is one and no wrapper is given; otherwise copies run in
+    this process and begin their next episode on the same step, which wastes no row.
+
+    Args:
+        env_id: Id of the environment; ``module:Id-v0`` imports a module first.
+        num_envs: K.
+        wrappers: Applied to each copy, the first innermost.
+        **kwargs: Arguments of the environment.
+
+    Raises:
+        ValueError: When there is no such module.
     """
-    spec = gym.spec(env_id)
-    if spec.vector_entry_point is not None:
-        return gym.make_vec(env_id, num_envs, **kwargs)
-    return gym.make_vec(env_id, num_envs, vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, **kwargs)
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"environment '{env_id}': {error}; expected module:Id-v0, or Id-v0 alone") from error
+    if gym.spec(name).vector_entry_point is not None and not wrappers:
+        return gym.make_vec(name, num_envs, **kwargs)
+    return gym.make_vec(
+        name,
+        num_envs,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        wrappers=wrappers,
+        **kwargs,
+    )

@@ -40,6 +40,13 @@ environments turn that into this form.
 """
 
 
+RECORDED = "episode"
+"""Key in ``infos``, as above, of return ("r") and length ("l") as ``RecordEpisodeStatistics`` of Gymnasium saw them.
+
+They stand in for the sums of what the trainer was given, which wrappers further out may have clipped or scaled.
+"""
+
+
 class Interrupted(Exception):
     """Raised by :meth:`Collector.collect` when it was asked to stop; the rollout is of no use."""
 
@@ -51,7 +58,7 @@ class Episode:
     environment: int
     """Which of the K environments played it."""
     reward: float
-    """Sum of its rewards, as the environment gave them."""
+    """Sum of its rewards, as the environment gave them, or as it was :data:`RECORDED`."""
     length: int
     """Its steps."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -185,16 +192,20 @@ class Collector:
         self._lengths += valid
         if not ended.any():
             return
-        reported = infos.get("final_info", {}).get(EPISODE_METRICS) or infos.get(EPISODE_METRICS) or {}
         for k in np.flatnonzero(ended):
-            metrics = {
-                name: float(values[k])
-                for name, values in reported.items()
-                if not name.startswith("_") and reported.get(f"_{name}", ended)[k]
-            }
-            self.episodes.append(Episode(int(k), float(self._rewards[k]), int(self._lengths[k]), metrics))
+            recorded = _reported(infos, RECORDED, int(k))
+            reward = recorded.get("r", float(self._rewards[k]))
+            length = int(recorded.get("l", self._lengths[k]))
+            self.episodes.append(Episode(int(k), reward, length, _reported(infos, EPISODE_METRICS, int(k))))
         self._rewards[ended] = 0.0
         self._lengths[ended] = 0
+
+    def running(self) -> list[Episode]:
+        """The episodes that have not ended, as far as they have come."""
+        return [
+            Episode(k, float(reward), int(length))
+            for k, (reward, length) in enumerate(zip(self._rewards, self._lengths, strict=True))
+        ]
 
     # ------------------------------------------------------------------ state
 
@@ -216,8 +227,12 @@ class Collector:
             "hindsight": None if self.hindsight is None else self.hindsight.state_dict(),
         }
 
+    def fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether ``state`` is of as many environments as these."""
+        return len(state["lengths"]) == self.envs.num_envs
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``, for environments that are :attr:`resumable`."""
+        """Go on from ``state`` that :meth:`fits`, for environments that are :attr:`resumable`."""
         self.envs.load_state_dict(state["envs"])  # type: ignore[attr-defined]
         device = self.adapter.device
         self._inputs = PolicyInput(**state["inputs"]).map(lambda x: x.to(device))
@@ -226,3 +241,13 @@ class Collector:
         self._rewards, self._lengths = state["rewards"], state["lengths"]
         if self.hindsight is not None:
             self.hindsight.load_state_dict(state["hindsight"])
+
+
+def _reported(infos: Mapping[str, Any], key: str, k: int) -> dict[str, float]:
+    """What environment k, whose episode has ended, said under ``key``: one number per name."""
+    values = infos.get("final_info", {}).get(key) or infos.get(key) or {}
+    return {
+        name: float(numbers[k])
+        for name, numbers in values.items()
+        if not name.startswith("_") and values.get(f"_{name}", np.ones(k + 1, bool))[k]
+    }

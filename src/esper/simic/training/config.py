@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import torch
+
 from esper.simic.ppo import PPOConfig
 from esper.tamiyo.networks.config import NetworkOptions
 
@@ -37,7 +39,7 @@ class TrainConfig:
     checkpoint_every: int = 10
     """Updates between two checkpoints; there is always one of the last update."""
     device: str = "cpu"
-    """Where the policy lives and learns."""
+    """Where the policy lives and learns: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` is a GPU where there is one."""
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "updates", "num_envs", "num_steps", "checkpoint_every"):
@@ -45,6 +47,25 @@ class TrainConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
 
-    def num_updates(self, num_envs: int) -> int:
-        """Number of updates with this many environments in all."""
-        return self.updates or math.ceil(self.total_steps / (num_envs * self.num_steps))
+    def find_device(self) -> torch.device:
+        """The device called ``device``.
+
+        Raises:
+            ValueError: When there is none.
+        """
+        gpus = torch.cuda.device_count()
+        if self.device == "auto":
+            return torch.device("cuda" if gpus else "cpu")
+        try:
+            found = torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:0', got '{self.device}'") from error
+        if found.type == "cuda" and (found.index or 0) >= gpus:
+            raise ValueError(f"device: '{self.device}' is not here, PyTorch sees {gpus} GPUs; use 'auto' or 'cpu'")
+        return found
+
+    def planned_updates(self, num_envs: int, done: int = 0, rows: int = 0) -> int:
+        """Updates in all, with ``num_envs`` environments from now on, after ``done`` updates of ``rows`` steps."""
+        if self.updates is not None:
+            return self.updates
+        return done + max(0, math.ceil((self.total_steps - rows) / (num_envs * self.num_steps)))

@@ -75,7 +75,7 @@ class Progress(Callback):
             yield "return", f"{known['return']:.4g}"
         for name in sorted(name for name in known if name.startswith("episode/")):
             yield name.removeprefix("episode/").replace("_", " "), f"{known[name]:.4g}"
-        op = self._plan.heads.op.name
+        op = self._plan.policy.heads.op.name
         if shares := _of(known, "choice_share/"):
             yield op, ", ".join(f"{choice} {share:.0%}" for choice, share in shares.items())
         if entropies := _of(known, "normalized_entropy/"):

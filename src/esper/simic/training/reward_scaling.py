@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.rollout_buffer import RolloutBuffer
@@ -51,10 +50,9 @@ class RewardScaler:
         return {"statistics": dict(self.statistics.state_dict()), "running": list(self._running)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Go on from ``state``; where a rollout has another number of environments now, its sums begin anew."""
         self.statistics.load_state_dict(state["statistics"])
-        self._running = [_like(new, old) for new, old in zip(state["running"], self._running, strict=True)]
-
-
-def _like(new: Tensor, old: Tensor) -> Tensor:
-    return new.to(old.device)
+        self._running = [
+            new.to(old.device) if new.shape == old.shape else old
+            for new, old in zip(state["running"], self._running, strict=True)
+        ]

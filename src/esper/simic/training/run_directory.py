@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -20,7 +21,10 @@ from esper.simic.training.config import TrainConfig
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
-_MAY_CHANGE = {"total_steps", "updates", "checkpoint_every", "device"}
+logger = logging.getLogger(__name__)
+
+_FIXED = ("seed", "network", "normalize_observations", "normalize_rewards", "paired", "ppo.gamma")
+"""What a run keeps for life: what its weights, its statistics and the meaning of its values hang on."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class RunDescription:
     """The training options."""
     network: NetworkConfig
     """The sizes of the network."""
-    environment: str | None
-    """Id of what the run was trained on, where it was given by one."""
+    environment: str
+    """What the run was trained on, see :func:`esper.simic.environments.named`."""
     normalizes_observations: bool
     """Whether the policy has an observation normaliser."""
 
@@ -55,7 +59,7 @@ class RunDirectory:
         self._writer: SummaryWriter | None = None
         self._held = ExitStack()
 
-    def begin(self, config: TrainConfig, policy: LSTMPolicyBundle, environment: str | None) -> None:
+    def begin(self, config: TrainConfig, policy: LSTMPolicyBundle, environment: str) -> None:
         """Start a new run here.
 
         Raises:
@@ -74,33 +78,52 @@ class RunDirectory:
         write_json_atomic(self.config_file, description)
         self._writer = SummaryWriter(str(self.path))
 
-    def resume(self, config: TrainConfig) -> tuple[Path, dict[str, Any]]:
+    def resume(self, config: TrainConfig, environment: str) -> tuple[Path, dict[str, Any]]:
         """Go on with the run that is here; where its checkpoint lies, and the state in it.
 
-        What was logged after the checkpoint is dropped, for it will happen again.
+        What was logged after the checkpoint is dropped, for it will happen again. From now on ``config.json`` has the
+        options of ``config``; which are others than before is logged.
 
         Raises:
-            ValueError: When there is no run or no whole checkpoint here, the run had other options, or another process
-                writes here.
+            ValueError: When there is no run or no whole checkpoint here, the run had another environment or other
+                options that cannot change, or another process writes here.
             OSError: When the directory cannot be read and written.
         """
         self._held.enter_context(locked(self.path))
-        self._check_config(config)
+        before = read_config(self.path)
+        self._check_environment(before.environment, environment)
+        changed = self._changed(before.train, config)
         checkpoint = find_checkpoint(self.checkpoint)
         state = load_state(checkpoint)
+        if changed:
+            logger.warning("the run in '%s' goes on with %s", self.path, ", ".join(changed))
+            write_json_atomic(self.config_file, read_json(self.config_file) | {"train": dataclasses.asdict(config)})
         self._drop_rows_after(state["update"])
         self._writer = SummaryWriter(str(self.path), purge_step=state["update"] + 1)
         return checkpoint, state
 
-    def _check_config(self, config: TrainConfig) -> None:
-        before = read_config(self.path).train
-        for field in dataclasses.fields(TrainConfig):
-            then, now = getattr(before, field.name), getattr(config, field.name)
-            if field.name not in _MAY_CHANGE and then != now:
+    def _check_environment(self, then: str, now: str) -> None:
+        if then != now:
+            raise ValueError(
+                f"the run in '{self.path}' was trained on {then}, and is to be resumed on {now}; give the same "
+                "environment, or begin another run with its policy: train(envs, policy=load_bundle(run_dir))"
+            )
+
+    def _changed(self, before: TrainConfig, config: TrainConfig) -> list[str]:
+        """What is another option than before, each with what it was.
+
+        Raises:
+            ValueError: For one that cannot change.
+        """
+        old, new = _options(before), _options(config)
+        changed = [name for name in new if new[name] != old[name]]
+        for name in changed:
+            if name in _FIXED or name.startswith("network."):
                 raise ValueError(
-                    f"the run in '{self.path}' was started with {field.name}={then}, and is to be resumed with "
-                    f"{field.name}={now}; give the same options (only {', '.join(sorted(_MAY_CHANGE))} may change)"
+                    f"the run in '{self.path}' was started with {name}={old[name]}, and is to be resumed with "
+                    f"{name}={new[name]}; what cannot change is {', '.join(_FIXED)}"
                 )
+        return [f"{name}={new[name]} (it was {old[name]})" for name in changed]
 
     def _drop_rows_after(self, update: int) -> None:
         rows = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.exists() else []
@@ -140,6 +163,15 @@ def read_config(path: str | os.PathLike[str]) -> RunDescription:
     if not file.is_file():
         raise ValueError(f"expected a run in '{path}', but there is no '{file}'")
     return from_plain(RunDescription, read_json(file), file)
+
+
+def _options(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every option by the name that the command line has for it ("ppo.gamma")."""
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        options |= _options(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return options
 
 
 def _update_of(row: str) -> float:

@@ -23,9 +23,10 @@ from torch import nn
 from esper.heads import HeadTable
 from esper.simic import ppo
 from esper.simic.control.normalization import RunningMeanStd
+from esper.simic.environments import Environments, named, vectorized
 from esper.simic.rollout_buffer import RolloutBuffer
-from esper.simic.spaces import EnvironmentAdapter, make_envs
-from esper.simic.training.callbacks import Callback, Plan
+from esper.simic.spaces import EnvironmentAdapter
+from esper.simic.training.callbacks import Callback, Plan, StopTraining
 from esper.simic.training.collector import Collector
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.interrupts import InterruptGuard
@@ -53,7 +54,7 @@ class TrainResult:
 
 
 def train(
-    envs: str | VectorEnv | Sequence[VectorEnv],
+    envs: Environments,
     *,
     config: TrainConfig | None = None,
     policy: LSTMPolicyBundle | None = None,
@@ -66,8 +67,9 @@ def train(
     """Train a policy with PPO.
 
     Args:
-        envs: An environment id; a vector environment; or several, which are collected from one after the other and
-            learned from together. Several must have the same heads, and features that differ at most in the slots.
+        envs: An environment id; an environment; a vector environment; or several of these, which are collected from one
+            after the other and learned from together. They must have the same heads, and features that differ at most
+            in the slots.
         config: The options.
         policy: Goes on learning in place; ``None`` makes a new one of the sizes in ``config.network``.
         heads: The heads of the action, in the order they are drawn; ``None``: see
@@ -76,12 +78,14 @@ def train(
             for an observation without parts): from ``[N, *shape]`` as the environment shows it to ``[N, E]``. They are
             trained with the policy.
         run_dir: Where to write config, metrics, TensorBoard events and checkpoints; ``None`` writes nothing.
-        callback: Watches the run, for instance :class:`esper.simic.training.progress.Progress`.
+        callback: Watches the run, for instance :class:`esper.simic.training.progress.Progress`, and may end it.
         resume: Go on from the checkpoint in ``run_dir``. Environments that have ``state_dict`` and ``load_state_dict``
-            go on where they were, so the run is the same as one that was never interrupted; others are reset.
+            go on where they were, so the run is the same as one that was never interrupted; others are reset. Rates,
+            coefficients, lengths and the number of environments may be others than before.
 
     Raises:
         ValueError: For environments or options that are not supported, see the message.
+        TypeError: For what is no environment.
         KeyboardInterrupt: After Ctrl-C. The rollout at hand is discarded, and ``run_dir`` holds a checkpoint of the
             last update.
 
@@ -93,45 +97,49 @@ def train(
     config = config or TrainConfig()
     if resume and run_dir is None:
         raise ValueError("resume=True needs the run_dir to resume from")
-    owned = [make_envs(envs, config.num_envs)] if isinstance(envs, str) else []
-    given = [envs] if isinstance(envs, VectorEnv) else list(envs) if not isinstance(envs, str) else owned
+    given = vectorized(envs, config.num_envs)
     trainer = Trainer(given, config, policy=policy, heads=heads, encoders=encoders, callback=callback)
     directory = None if run_dir is None else RunDirectory(run_dir)
+    metrics: list[dict[str, float]] = []
     try:
-        trainer.start(directory, environment=envs if isinstance(envs, str) else None, resume=resume)
-        metrics = _learn(trainer, directory)
+        trainer.start(directory, environment=", ".join(map(named, given)), resume=resume)
+        _learn(trainer, directory, metrics)
+    except StopTraining:
+        pass
     finally:
         trainer.callback.on_end()
         if directory is not None:
             directory.close()
-        for each in owned:
-            each.close()
+        if isinstance(envs, str):
+            given[0].close()
     return TrainResult(trainer.policy, metrics, trainer.env_steps, None if directory is None else directory.path)
 
 
-def _learn(trainer: Trainer, directory: RunDirectory | None) -> list[dict[str, float]]:
-    """Collect, update, repeat."""
-    history = []
+def _learn(trainer: Trainer, directory: RunDirectory | None, history: list[dict[str, float]]) -> None:
+    """Collect, update, repeat; whatever ends it between two updates, the last one is kept."""
     with InterruptGuard() as interrupt:
         while trainer.updates < trainer.planned_updates:
             boundary = None if directory is None else trainer.state_dict()
             try:
                 rollouts = trainer.collect(lambda: interrupt.requested)
-            except Exception as error:
-                # Ctrl-C also reaches the worker processes of an environment, whose next step may fail for it.
-                if not interrupt.requested:
-                    raise
+            except BaseException as error:
                 if directory is not None and boundary is not None:
                     directory.save(trainer.policy, boundary)
-                raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from error
+                # Ctrl-C also reaches the worker processes of an environment, whose next step may fail for it.
+                if interrupt.requested and isinstance(error, Exception):
+                    raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from error
+                raise
             metrics = trainer.update(rollouts)
             history.append(metrics)
-            trainer.callback.on_update(metrics)
             if directory is not None:
                 directory.log(metrics)
-                if trainer.checkpoint_is_due():
+            stopped = True
+            try:
+                trainer.callback.on_update(metrics)
+                stopped = False
+            finally:
+                if directory is not None and (stopped or trainer.checkpoint_is_due()):
                     directory.save(trainer.policy, trainer.state_dict())
-    return history
 
 
 class Trainer:
@@ -160,7 +168,7 @@ class Trainer:
             raise ValueError("expected at least one vector environment, got none")
         self.config = config
         self.callback = callback or Callback()
-        device = torch.device(config.device)
+        device = config.find_device()
         if policy is not None and heads is None:
             heads = policy.heads
         encoders = encoders or {} if policy is None else policy.network.part_encoder.own
@@ -173,9 +181,10 @@ class Trainer:
         self.generator = torch.Generator(device).manual_seed(config.seed)
         num_envs = [each.num_envs for each in envs]
         self.reward_scaler = RewardScaler(num_envs, config.ppo.gamma, device) if config.normalize_rewards else None
-        self.planned_updates = config.num_updates(sum(num_envs))
+        self.planned_updates = config.planned_updates(sum(num_envs))
         self.updates = 0
         self.env_steps = 0
+        self._rows = 0
 
     def _check_alike(self, adapters: Sequence[EnvironmentAdapter]) -> None:
         config = self.policy.network.config
@@ -205,11 +214,11 @@ class Trainer:
 
     # ------------------------------------------------------------------ beginning
 
-    def start(self, directory: RunDirectory | None, *, environment: str | None, resume: bool) -> None:
+    def start(self, directory: RunDirectory | None, *, environment: str, resume: bool) -> None:
         """Reset the environments, or go on from the checkpoint in ``directory``."""
         if resume:
             assert directory is not None
-            checkpoint, state = directory.resume(self.config)
+            checkpoint, state = directory.resume(self.config, environment)
             load_weights(self.policy, checkpoint)  # first: it tells a policy of other heads or sizes by name
             self.load_state_dict(state)
         else:
@@ -218,7 +227,7 @@ class Trainer:
             if directory is not None:
                 directory.begin(self.config, self.policy, environment)
         steps = self.config.num_steps * len(self.collectors)
-        self.callback.on_start(Plan(self.planned_updates, self.updates, steps, self.policy.heads))
+        self.callback.on_start(Plan(self.planned_updates, self.updates, steps, self.policy))
         if not resume:
             self._warm_up()
             if directory is not None:
@@ -278,6 +287,7 @@ class Trainer:
         )
         self._observe(rollouts)
         self.updates += 1
+        self._rows += self.config.num_steps * sum(collector.envs.num_envs for collector in self.collectors)
         now = time.perf_counter()
         return {
             "update": float(self.updates),
@@ -331,6 +341,7 @@ class Trainer:
         return {
             "update": self.updates,
             "env_steps": self.env_steps,
+            "rows": self._rows,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
@@ -339,23 +350,22 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; environments that cannot take theirs are reset, and it is said."""
-        if len(state["collectors"]) != len(self.collectors):
-            raise ValueError(
-                f"the run had {len(state['collectors'])} vector environments, now there are {len(self.collectors)}"
-            )
-        self.updates, self.env_steps = state["update"], state["env_steps"]
+        self.updates, self.env_steps, self._rows = state["update"], state["env_steps"], state["rows"]
+        num_envs = sum(collector.envs.num_envs for collector in self.collectors)
+        self.planned_updates = self.config.planned_updates(num_envs, self.updates, self._rows)
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         if self.reward_scaler is not None:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
         for i, (collector, before) in enumerate(zip(self.collectors, state["collectors"], strict=True)):
-            if collector.resumable:
+            if collector.resumable and collector.fits(before):
                 collector.load_state_dict(before)
                 continue
+            why = "another number of environments" if collector.resumable else "no state_dict() and load_state_dict()"
             logger.warning(
-                "%s has no state_dict() and load_state_dict(): its episodes begin anew, so the resumed run differs "
-                "from one that was never interrupted",
+                "%s has %s: its episodes begin anew, so the resumed run differs from one that was never interrupted",
                 collector.envs,
+                why,
             )
             collector.reset(self.policy, self._env_seed(i))
 
@@ -379,7 +389,7 @@ def make_bundle(
         )
     # With slots the network does it, and parts have encoders that do.
     own = config.normalize_observations and adapter.num_slots == 0 and adapter.state_dim > 0
-    normalizer = RunningMeanStd((adapter.state_dim,)).to(config.device) if own else None
+    normalizer = RunningMeanStd((adapter.state_dim,)).to(config.find_device()) if own else None
     return LSTMPolicyBundle(network, observation_normalizer=normalizer)
 
 

@@ -37,6 +37,7 @@ RANKS = {
     "allocator": 0,
     "auditions": 0,
     "workers": 1,
+    "programs": 1,
     "tasks": 1,
     "network": 1,
     "tamiyo": 1,

@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from esper.figure import GrowthRecord, growth_figure
 from esper.files import write_json_atomic, written_whole
 from esper.growth import Growth
-from esper.growth.export import MANIFEST, check_packages, export_model
+from esper.growth.export import export_model
+from esper.programs import MANIFEST, check_packages
 from esper.tasks import SCHEDULES, DataOptions, Splits, Task, auto_host, get_task, load_data
 from esper.tasks.reading import Rescale, Rows, Served, manifest
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from esper.files import written_whole
 from esper.network.example import items_of
-
-MANIFEST = "manifest.json"
-"""Under which name a manifest travels in an exported file."""
+from esper.programs import MANIFEST, write_program
 
 
 def export_model(model: nn.Module, example_input: Any, path: Path, manifest: Mapping[str, Any] | None = None) -> Path:
@@ -35,15 +30,9 @@ def export_model(model: nn.Module, example_input: Any, path: Path, manifest: Map
     Raises:
         ValueError: For another suffix, or missing packages.
     """
-    writers = {".pt2": _write_pt2, ".onnx": _write_onnx}
-    if path.suffix not in writers:
-        raise ValueError(f"expected a file name that ends in {' or '.join(writers)}, got '{path.name}'")
-    check_packages(path.suffix)
     args, kwargs = _arguments(example_input)
-    with written_whole(path) as unfinished:
-        extra = {} if manifest is None else {MANIFEST: json.dumps(manifest)}
-        writers[path.suffix](export_program(model, args, kwargs), unfinished, extra)
-    return path
+    extra = {} if manifest is None else {MANIFEST: json.dumps(manifest)}
+    return write_program(lambda: export_program(model, args, kwargs), path, extra=extra)
 
 
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
@@ -84,39 +73,3 @@ def _two_samples(tensor: Tensor) -> Tensor:
 
 def _free_batch(value: Any) -> Any:
     return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
-
-
-def _write_pt2(program: ExportedProgram, path: Path, extra: dict[str, str]) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files=extra)
-
-
-def check_packages(suffix: str) -> None:
-    """Raise ValueError when packages are missing that a file of this suffix needs."""
-    if suffix != ".onnx":
-        return
-    try:
-        import onnxscript  # noqa: F401, PLC0415 - an optional dependency
-    except ImportError as error:
-        raise ValueError("an .onnx file needs more packages: pip install 'esper-lite[onnx]'") from error
-
-
-def _write_onnx(program: ExportedProgram, path: Path, extra: dict[str, str]) -> None:
-    with warnings.catch_warnings(), _without_hints_about_torchvision():
-        warnings.simplefilter("ignore")
-        exported = torch.onnx.export(program, dynamo=True, verbose=False)
-    assert exported is not None
-    exported.model.metadata_props.update(extra)
-    exported.save(path, external_data=False)
-
-
-@contextmanager
-def _without_hints_about_torchvision() -> Iterator[None]:
-    """PyTorch logs four warnings where torchvision is missing, which no export here needs."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -14,6 +14,7 @@ from torch import nn
 
 from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.environments import Environments, vectorized
+from esper.simic.interface import SpacesInterface
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.checkpoint import find_checkpoint
 from esper.simic.training.collector import Collector, Episode
@@ -136,4 +137,6 @@ def load_bundle(run_dir: str | os.PathLike[str], encoders: Mapping[str, nn.Modul
     config = read_config(run_dir)
     checkpoint = find_checkpoint(Path(run_dir) / "checkpoint")
     normalizer = RunningMeanStd((config.network.state_dim,)) if config.normalizes_observations else None
-    return LSTMPolicyBundle.load(checkpoint, observation_normalizer=normalizer, encoders=encoders)
+    return LSTMPolicyBundle.load(
+        checkpoint, observation_normalizer=normalizer, encoders=encoders, interface=SpacesInterface.from_json
+    )

@@ -85,9 +85,10 @@ class EnvironmentAdapter:
         entries = {path: space for path, space in self._entries().items() if path not in special}
         if not entries:
             raise ValueError(f"expected an entry besides '{MASK}' in the observation, got {self._observation_space}")
-        read = read_leaves(entries, own_encoders)
-        self._features = [leaf for leaf in read if leaf.part is None]
-        self._parts = [leaf for leaf in read if leaf.part is not None]
+        self.leaves = read_leaves(entries, own_encoders)
+        """Of the observation, but for the mask and the slots."""
+        self._features = [leaf for leaf in self.leaves if leaf.part is None]
+        self._parts = [leaf for leaf in self.leaves if leaf.part is not None]
         self.state_dim = sum(leaf.size for leaf in self._features)
         self.parts = tuple(leaf.part for leaf in self._parts if leaf.part is not None)
         """What of the observation is no features, for :class:`~esper.tamiyo.networks.NetworkConfig`."""

@@ -60,7 +60,8 @@ class Leaf:
 
     def __init__(self, name: str, space: spaces.Space, *, own: bool = False) -> None:
         self.name, self.space, self.size, self.part = name, space, 0, None
-        self._transposed: tuple[int, ...] | None = None
+        self.axes: tuple[int, ...] | None = None
+        """Of a batch of images: where each axis of [N, frames, C, Y, X] is found."""
         self._warned = False
         if not isinstance(space, tuple(OBSERVATION_SPACES)):
             raise ValueError(_refusal(name, space))
@@ -118,7 +119,7 @@ class Leaf:
         axes = list(range(len(shape)))
         if not channels_first:
             axes = [*axes[:-3], axes[-1], axes[-3], axes[-2]]
-        self._transposed = (0, *(1 + axis for axis in axes))
+        self.axes = (0, *(1 + axis for axis in axes))
         moved = [shape[axis] for axis in axes]
         low, high = float(space.low.min()), float(space.high.max())
         if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -206,9 +207,9 @@ class Leaf:
         if self.part.kind == "indices":
             return torch.from_numpy((array - self.low).astype(np.int64))
         if self.part.kind == "image":
-            assert self._transposed is not None
+            assert self.axes is not None
             whole = array if array.ndim > 3 else array[:, None]
-            array = whole.transpose(self._transposed).reshape(len(array), *self.part.shape)
+            array = whole.transpose(self.axes).reshape(len(array), *self.part.shape)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
         return torch.from_numpy(np.ascontiguousarray(array).copy())

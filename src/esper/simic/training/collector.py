@@ -25,6 +25,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from esper.simic.interface import SpacesInterface
 from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
 from esper.simic.training.hindsight import OTHER_OBJECTIVE, Hindsight
@@ -208,6 +209,12 @@ class Collector:
         ]
 
     # ------------------------------------------------------------------ state
+
+    def interface(self, own_encoders: tuple[str, ...]) -> SpacesInterface:
+        """What a policy has to know of the environments, masks as they come at present."""
+        masks = {head: tuple(mask.shape[1:]) for head, mask in self._inputs.masks.items() if mask is not None}
+        observation_space, action_space = self.envs.single_observation_space, self.envs.single_action_space
+        return SpacesInterface(observation_space, action_space, self.adapter.heads, masks, own_encoders)
 
     @property
     def resumable(self) -> bool:

@@ -226,6 +226,8 @@ class Trainer:
                 collector.reset(self.policy, self._env_seed(i))
             if directory is not None:
                 directory.begin(self.config, self.policy, environment)
+        if self.policy.network.config.num_slots == 0:  # one with slots steers growth, which has its own terms
+            self.policy.interface = self.collectors[0].interface(tuple(self.policy.network.part_encoder.own))
         steps = self.config.num_steps * len(self.collectors)
         self.callback.on_start(Plan(self.planned_updates, self.updates, steps, self.policy))
         if not resume:

@@ -95,7 +95,7 @@ class IndexEncoder(nn.Module):
 
     def forward(self, indices: Int[Tensor, "N ..."]) -> Float[Tensor, "N E"]:
         """Encodings, of indices from 0 to below what each may take."""
-        return F.embedding_bag(indices.reshape(len(indices), -1) + self.starts, self.table.weight, mode="sum")
+        return F.embedding_bag(indices.reshape(indices.shape[0], -1) + self.starts, self.table.weight, mode="sum")
 
 
 class OwnEncoder(nn.Module):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
@@ -54,6 +55,30 @@ class ObservationNormalizer(Protocol):
         ...
 
 
+class Interface(Protocol):
+    """What the bundle needs of :class:`esper.simic.interface.SpacesInterface`: the environment's own terms."""
+
+    def predict(
+        self,
+        policy: LSTMPolicyBundle,
+        observation: Any,
+        state: tuple[np.ndarray, np.ndarray] | None,
+        episode_start: Any,
+        deterministic: bool,
+        action_masks: Any,
+    ) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
+        """Actions, and the memory after them."""
+        ...
+
+    def export(self, policy: LSTMPolicyBundle, path: Path) -> Path:
+        """Write the policy as a program."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What it is made of, as plain data."""
+        ...
+
+
 class PolicyInput(NamedTuple):
     """What a policy sees at one step (``...`` = B) or over sequences (``...`` = B, T).
 
@@ -85,7 +110,8 @@ class PolicyInput(NamedTuple):
 class LSTMPolicyBundle:
     """A network and its normaliser, for rollouts, for bootstrapping and for learning.
 
-    Rollouts go through :meth:`act`, bootstrapping through :meth:`get_value`, learning through :meth:`evaluate_actions`.
+    Rollouts go through :meth:`act`, bootstrapping through :meth:`get_value`, learning through :meth:`evaluate_actions`;
+    who has a trained policy and an observation calls :meth:`predict`.
 
     Args:
         network: The network.
@@ -96,6 +122,7 @@ class LSTMPolicyBundle:
             least this share as probable as the likeliest, in (0, 1]; 1 takes the likeliest. Saved with the policy.
         auditions: What auditioned in empty slots where the policy was trained to steer growth; ``None`` for nothing.
             Saved with the policy.
+        interface: Knows observations and actions as the environment has them. Training sets it; saved with the policy.
 
     Example:
         The right pattern: start from :meth:`initial_hidden`, let :meth:`act` carry the state through the rollout, store
@@ -120,11 +147,13 @@ class LSTMPolicyBundle:
         strict: bool = False,
         op_share: float = 1.0,
         auditions: Auditions | None = None,
+        interface: Interface | None = None,
     ) -> None:
         if not 0 < op_share <= 1:
             raise ValueError(f"expected op_share in (0, 1], got {op_share}")
         self.network = network
         self.auditions = auditions
+        self.interface = interface
         self.observation_normalizer = observation_normalizer
         self.strict = strict
         self.op_share = op_share
@@ -133,6 +162,63 @@ class LSTMPolicyBundle:
     def heads(self) -> HeadTable:
         """The network's table of heads."""
         return self.network.heads
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, np.ndarray] | None = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        action_masks: Any = None,
+    ) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
+        """Decide one step for one environment, or for a batch of B, called as in Stable-Baselines3.
+
+        Args:
+            observation: As the environment shows it, or B of them as a vector environment does.
+            state: The memory that the call before returned, a pair ``[num_layers, B, H]``; ``None`` at the beginning.
+            episode_start: bool ``[B]``, where an episode begins: there ``state`` is not read; ``None``: nowhere.
+            deterministic: Take the likeliest choice of each head instead of drawing one.
+            action_masks: As the environment gives them in ``info`` or by its method, for those that do; a mask in the
+                observation is read there.
+
+        Returns:
+            The action as the environment takes it, or B as a vector environment does; and the memory for the next call.
+
+        Raises:
+            ValueError: For an observation, mask or state that does not fit; and for a policy that no environment
+                trained.
+
+        Example::
+
+            state, episode_start = None, True
+            observation, _ = env.reset()
+            while True:
+                action, state = policy.predict(observation, state, episode_start)
+                observation, _, terminated, truncated, _ = env.step(action)
+                episode_start = terminated or truncated
+                if episode_start:
+                    observation, _ = env.reset()
+        """
+        return self._known_interface().predict(self, observation, state, episode_start, deterministic, action_masks)
+
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write the policy as a program that runs where Esper is not installed: ``*.onnx`` or ``*.pt2``.
+
+        It takes observations, masks and memory, and gives actions and memory; see
+        :func:`esper.simic.export.export_policy`.
+
+        Raises:
+            ValueError: For another suffix, missing packages, and for a policy that no environment trained.
+        """
+        return self._known_interface().export(self, Path(path))
+
+    def _known_interface(self) -> Interface:
+        if self.interface is None:
+            raise ValueError(
+                "this policy does not know its environment's observations and actions; simic.train() and "
+                "simic.load_bundle() give a policy that does (one with slots steers growth: esper.Growth)"
+            )
+        return self.interface
 
     @torch.no_grad()
     def act(
@@ -296,8 +382,12 @@ class LSTMPolicyBundle:
             statistics = self.observation_normalizer.state_dict()
             tensors |= {_NORMALIZER + name: tensor for name, tensor in statistics.items()}
         path = Path(directory) / POLICY_FILE
-        auditions = None if self.auditions is None else asdict(self.auditions)
-        description = {"network": self.network.config.to_json(), "op_share": self.op_share, "auditions": auditions}
+        description = {
+            "network": self.network.config.to_json(),
+            "op_share": self.op_share,
+            "auditions": None if self.auditions is None else asdict(self.auditions),
+            "interface": None if self.interface is None else self.interface.to_json(),
+        }
         POLICY.write(path, description, tensors)
         return path
 
@@ -310,6 +400,7 @@ class LSTMPolicyBundle:
         observation_normalizer: ObservationNormalizer | None = None,
         strict: bool = False,
         encoders: Mapping[str, nn.Module] | None = None,
+        interface: Callable[[dict[str, Any], FactoredRecurrentActorCritic], Interface] | None = None,
     ) -> LSTMPolicyBundle:
         """The policy that :meth:`save` wrote to ``directory``, on the CPU.
 
@@ -320,6 +411,7 @@ class LSTMPolicyBundle:
             strict: As in the constructor.
             encoders: Modules of the user's own that encode parts of the observation, by part: a file holds their
                 weights, not their code.
+            interface: Makes the interface of what was saved of it; ``None`` leaves it out.
 
         Raises:
             ValueError: For a file that is missing, damaged, foreign or of another version, other heads than expected,
@@ -345,12 +437,14 @@ class LSTMPolicyBundle:
         network.load_state_dict(weights)
         if observation_normalizer is not None:
             _take_over(observation_normalizer, statistics, path)
+        known = None if interface is None or described.interface is None else interface(described.interface, network)
         return cls(
             network,
             observation_normalizer=observation_normalizer,
             strict=strict,
             op_share=described.op_share,
             auditions=described.auditions,
+            interface=known,
         )
 
 
@@ -381,6 +475,7 @@ class _Description:
     network: NetworkConfig
     op_share: float
     auditions: Auditions | None = None
+    interface: dict[str, Any] | None = None
 
 
 def _check_weights(

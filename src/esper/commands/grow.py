@@ -55,7 +55,7 @@ class GrowCommand:
     depth: int = 1
     """Layers in each of the host's blocks."""
     policy: str = "heuristic"
-    """heuristic, fixed, random, wait, tamiyo, or the directory of a trained policy."""
+    """heuristic, audition, fixed, random, wait, tamiyo, or the directory of a trained policy."""
     budget: int | None = 5000
     """Cap on added parameters."""
     flops_budget: int | None = None

@@ -68,10 +68,11 @@ class Growth:
             proposed, and printed.
         example_input: What the model is called with, to see what the slots carry: a tensor, a tuple (positional
             arguments) or a mapping (keyword arguments).
-        policy: Who decides: a name (``"heuristic"``, ``"fixed"``, ``"random"``, ``"wait"``, ``"tamiyo"``), the
-            directory of a trained Tamiyo, a policy, or a function from :class:`~esper.tamiyo.policy.protocol.RunView`
-            to :class:`~esper.actions.Decision`.
-        budget: Cap on added parameters at any time, seeds in training counted; ``None`` for no cap.
+        policy: Who decides: a name (``"heuristic"``, ``"audition"``, ``"fixed"``, ``"random"``, ``"wait"``,
+            ``"tamiyo"``), the directory of a trained Tamiyo, a policy, or a function from
+            :class:`~esper.tamiyo.policy.protocol.RunView` to :class:`~esper.actions.Decision`.
+        budget: Cap on added parameters at any time, seeds in training counted, candidates of auditions not; ``None``
+            for no cap.
         flops_budget: Cap on added FLOPs of a forward pass over one sample.
         param_group: Names the param group that a parameter of a seed joins: a function of the parameter's name, the
             parameter and the slot's name that returns the group's index. It is asked at once about all that may come,

@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "ppo": (
         "esper.commands.ppo:PPOCommand",
-        "Train a recurrent policy with PPO on any Gymnasium environment with discrete actions.",
+        "Train a recurrent policy with PPO on any Gymnasium environment.",
     ),
     "tasks": ("esper.commands.listings:TasksCommand", "List the tasks: data, host, slots, horizon."),
     "blueprints": (

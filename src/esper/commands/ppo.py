@@ -23,7 +23,7 @@ from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 @dataclass(frozen=True)
 class PPOCommand:
-    """Train a recurrent policy with PPO on any Gymnasium environment with discrete actions."""
+    """Train a recurrent policy with PPO on any Gymnasium environment."""
 
     env: str
     """Id of the environment; ``module:Id-v0`` imports a module first, also one in the working directory."""

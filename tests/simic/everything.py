@@ -50,4 +50,5 @@ class Everything(gym.Env):
         return shown
 
 
-gym.register("Everything-v0", Everything)
+if "Everything-v0" not in gym.registry:  # a test runner may import this file under more than one name
+    gym.register("Everything-v0", Everything)

@@ -324,6 +324,7 @@ def _nearest_in_size(task: Task, params: int, rising: Iterator[Configuration]) -
 
 
 def _no_obstacle(task: Task) -> str | None:
+    """``None``: the competitor can be run on every task."""
     return None
 
 

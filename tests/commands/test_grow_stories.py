@@ -78,7 +78,7 @@ def accuracy(printed):
     return float(re.search(r"Test accuracy: ([\d.]+)%", printed)[1])
 
 
-@pytest.mark.parametrize("export", ["pt2", "onnx"])
+@pytest.mark.parametrize("export", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_colour_images_whose_colours_come_last(tmp_path, capsys, export):
     folder = Path(sklearn.__file__).parent / "datasets" / "images"
     tiles, names = [], []
@@ -95,6 +95,7 @@ def test_colour_images_whose_colours_come_last(tmp_path, capsys, export):
     assert 100 * (serve(tmp_path, run, x[rows]) == y[rows]).mean() == pytest.approx(accuracy(printed), abs=0.06)
 
 
+@pytest.mark.slow
 def test_digits_of_any_type_of_number_grow_alike(tmp_path, capsys):
     digits = load_digits()
     results = []
@@ -125,7 +126,7 @@ def test_fifty_series_are_ordinary(tmp_path, capsys):
     assert 100 * (served == np.array(["slow", "fast"])[kind][rows]).mean() == pytest.approx(accuracy(printed), abs=0.06)
 
 
-@pytest.mark.parametrize("export", ["pt2", "onnx"])
+@pytest.mark.parametrize("export", [pytest.param("pt2", marks=pytest.mark.slow), "onnx"])
 def test_a_table_with_categories_and_gaps(tmp_path, capsys, export):
     pytest.importorskip("polars")
     wine, rng = load_wine(as_frame=False), np.random.default_rng(0)

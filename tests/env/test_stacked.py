@@ -27,7 +27,7 @@ KIND_EXAMPLES = ("wine", "mnist1d", "charlm", "digits")
 LOOP_ONLY = ("pen_digits",)
 """Tasks whose hosts cannot be stacked: a recurrent layer of PyTorch has no rule."""
 
-LONG = ("glyph_transformer", "glyph_stream", "library_lm", "splice")
+LONG = ("glyphs", "glyph_transformer", "glyph_stream", "library_lm", "satellite", "splice")
 """Tasks of larger hosts, whose likes are tested on the others."""
 
 STACKED = [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in TASKS if n not in LOOP_ONLY]

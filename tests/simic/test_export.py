@@ -71,7 +71,12 @@ def episodes(env_id: str, policy, steps: int = 60) -> tuple[list[dict], list[Any
 
 
 @pytest.mark.parametrize(
-    ("env_id", "suffix"), [("Taxi-v4", "pt2"), ("Everything-v0", "pt2"), ("Everything-v0", "onnx")]
+    ("env_id", "suffix"),
+    [
+        pytest.param("Taxi-v4", "pt2", marks=pytest.mark.slow),
+        pytest.param("Everything-v0", "pt2", marks=pytest.mark.slow),
+        ("Everything-v0", "onnx"),
+    ],
 )
 def test_an_export_plays_whole_episodes_without_esper(env_id: str, suffix: str, tmp_path: Path) -> None:
     if suffix == "onnx":

@@ -211,7 +211,7 @@ class Shop(VectorEnv):
         return {"other_objective": {"features": self.prices(self.price), "rewards": rewards}}
 
 
-@pytest.mark.parametrize(("price", "probability"), [(1.0, 0.1), (0.2, 0.9)])
+@pytest.mark.parametrize(("price", "probability"), [(1.0, 0.1), pytest.param(0.2, 0.9, marks=pytest.mark.slow)])
 def test_a_price_that_was_never_played_is_learned(price: float, probability: float) -> None:
     """It buys while free, and at the other price only where that is cheap. The floor of 0.1 stays."""
     options = TrainConfig(

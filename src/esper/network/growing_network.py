@@ -129,8 +129,10 @@ class GrowingNetwork:
         causal: bool | None = None,
         auditions: Auditions | None = None,
     ) -> None:
-        self._check_arguments(model, {"parameters": budget, "FLOPs": flops_budget}, blueprints, seed)
-        self._check_arguments(model, {}, (auditions and auditions.blueprints) or blueprints, seed)
+        self._check_arguments(model, {"parameters": budget, "FLOPs": flops_budget}, seed)
+        _check_blueprints(blueprints)
+        if auditions is not None and auditions.blueprints is not None:
+            _check_blueprints(auditions.blueprints)
         names = resolve_slots(model, slots)
         self.model = model
         self.optimizer = optimizer
@@ -158,16 +160,11 @@ class GrowingNetwork:
         _HOSTS.add(model)
 
     @staticmethod
-    def _check_arguments(
-        model: nn.Module, budgets: Mapping[str, int | None], blueprints: Sequence[str], seed: int
-    ) -> None:
+    def _check_arguments(model: nn.Module, budgets: Mapping[str, int | None], seed: int) -> None:
         check_plain(model)
         for what, budget in budgets.items():
             if budget is not None and budget < 0:
                 raise ValueError(f"budget must be a number of {what} of 0 or more, or None, got {budget}")
-        unknown = [name for name in blueprints if name not in BLUEPRINTS]
-        if unknown or not blueprints:
-            raise ValueError(f"expected some of the blueprints {', '.join(BLUEPRINTS)}; got {list(blueprints)}")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
 
@@ -440,13 +437,10 @@ class GrowingNetwork:
 
         Otherwise a new seed is planted.
         """
-        index, life = self.slots.index(slot), slot.life
         candidate = self._take_over(slot, decision.blueprint, decision.style)
-        self.end_audition(index)
-        life.audition_left = 0
+        self.end_audition(self.slots.index(slot))
         if candidate is not None:
             candidate.requires_grad_(True)
-            slot.nursery = None
             slot.germinate(candidate, decision.blueprint, decision.style)
             if self.optimizer is not None:
                 surgery.rename(self.optimizer, slot.named_parameters())
@@ -648,6 +642,11 @@ class GrowingNetwork:
         self.decision, self.seed = state["decision"], state["seed"]
         self.host_gradient_rms = saved_state.as_tensor(state["host_gradient_rms"])
         self._isolate()
+
+
+def _check_blueprints(names: Sequence[str]) -> None:
+    if not names or any(name not in BLUEPRINTS for name in names):
+        raise ValueError(f"expected some of the blueprints {', '.join(BLUEPRINTS)}; got {list(names)}")
 
 
 def _state_and_statistics(slot: Slot) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from episodes import flat, play, quick_task, same
 from esper.actions import HEADS, Decision
 from esper.env import GrowthEnv, GrowthVectorEnv, RewardConfig, Variants, find_illegal
 from esper.lifecycle import IllegalMoveError, Op
-from esper.observation import RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, UNKNOWN, ObservationView
+from esper.observation import PROSPECT_FIELDS, RUN_FIELDS, RUN_SIZE, SLOT_FIELDS, UNKNOWN, ObservationView
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, RandomPolicy, WaitPolicy
 
 several_seeds = settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -411,3 +411,15 @@ def test_paired_rows_play_the_same_episodes(make_env):
         seeds.add(env.episodes[0].seed)
         observation, *_ = env.step(policy.act(observation))
     assert len(seeds) == 2, "each episode is another one"
+
+
+def test_size_flops_and_price_of_every_blueprint_that_fits_are_known():
+    env = GrowthVectorEnv(2, quick_task("digits"))
+    observation, _ = env.reset(seed=0)
+    env.close()
+    known = {field.name: observation["prospects"][..., i] != UNKNOWN for i, field in enumerate(PROSPECT_FIELDS)}
+    fits = observation["prospects"][..., 0] == 1
+    assert fits.any()
+    for name in ("params", "flops", "rent"):
+        assert np.array_equal(known[name], fits), name
+    assert not known["gain"].any()

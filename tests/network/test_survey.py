@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, ResNetConfig, ResNetForImageClassification, ViTConfig
 from transformers import ViTForImageClassification as ViT
 from transformers.modeling_outputs import BaseModelOutput
@@ -22,7 +23,7 @@ from esper.network.growing_network import GrowingNetwork
 from esper.network.slot import Slot
 from esper.network.survey import Port, resolve_slots
 from network.foreign_hosts import HOSTS, Foreign
-from network.hosts import CharLM, PerPosition, SmallCNN, advance, germinate, mlp, wake
+from network.hosts import CharLM, PerPosition, SmallCNN, advance, germinate, grow, host_case, mlp, wake
 
 
 def slots_of(model: nn.Module, names: list[str], x: Any, **kwargs: Any) -> tuple[Slot, ...]:
@@ -558,3 +559,12 @@ def _grow_and_train(network: GrowingNetwork, example: dict[str, Tensor]) -> None
     assert not torch.allclose(after, before)
     after.sum().backward()
     assert all(p.grad is not None for p in network.seed_parameters())
+
+
+@pytest.mark.parametrize("kind", ["vector", "sequence", "causal", "image"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_flops_of_the_host_are_those_of_one_sample(kind, batch):
+    case = host_case(kind, batch=batch)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(case.model).eval()(case.x)
+    assert grow(case).host_flops == counter.get_total_flops() / batch > 0

@@ -232,7 +232,7 @@ def attach(model: nn.Module, slots: Sequence[str], states: Mapping[str, Any], ex
     if not states:
         return
     places = dict(zip(slots, find_places(model, slots), strict=True))
-    sites = survey(model, list(states), example_input, causal=False)  # whether it is causal, its state says
+    sites, _ = survey(model, list(states), example_input, causal=False)  # whether it is causal, its state says
     call = HostCall({site.name: site.padding for site in sites})
     built = []
     for site in sites:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from esper.network.modes import modes_kept
 
@@ -189,6 +190,13 @@ class Example:
             stack.enter_context(_without_nested_tensors(self.model))
             self.model.eval()
             return self.model(*args, **kwargs)
+
+    def flops(self) -> int:
+        """FLOPs of a forward pass over one sample, as :mod:`torch.utils.flop_counter` counts them."""
+        with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.call()
+        return counter.get_total_flops() // max(self.samples, 1)
 
     def trace(
         self,

@@ -142,7 +142,7 @@ class GrowingNetwork:
         self.auditions = auditions
         self._param_group = param_group
         with surgery.forward_order(model) as self._order:
-            sites = survey(model, names, example_input, causal=causal)
+            sites, self.host_flops = survey(model, names, example_input, causal=causal)
         self._call = HostCall({site.name: site.padding for site in sites})
         self._call.attach(model)
         places = find_places(model, names)

@@ -57,5 +57,6 @@ class History:
             train_samples=self.train_samples,
             chance_score=self.chance_score,
             rolled_back=self.rolled_back,
+            host_flops=network.host_flops,
             slots=network.slot_readings(),
         )

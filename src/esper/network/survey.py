@@ -11,7 +11,7 @@ import difflib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -193,7 +193,16 @@ class Site:
     dtype: torch.dtype
 
 
-def survey(model: nn.Module, names: Sequence[str], example_input: Any, *, causal: bool | None) -> list[Site]:
+class Surveyed(NamedTuple):
+    """What one example shows of a host."""
+
+    sites: list[Site]
+    """What each slot carries."""
+    host_flops: int
+    """FLOPs of a forward pass of the host over one sample, as :mod:`torch.utils.flop_counter` counts them."""
+
+
+def survey(model: nn.Module, names: Sequence[str], example_input: Any, *, causal: bool | None) -> Surveyed:
     """Say what each slot carries, by running the example and disturbing parts of it.
 
     Args:
@@ -209,7 +218,8 @@ def survey(model: nn.Module, names: Sequence[str], example_input: Any, *, causal
     """
     surveyor = Surveyor(model, example_input)
     order = surveyor.in_order_of_execution(names)
-    return [surveyor.site(name, order.index(name) / max(len(names) - 1, 1), causal) for name in names]
+    sites = [surveyor.site(name, order.index(name) / max(len(names) - 1, 1), causal) for name in names]
+    return Surveyed(sites, surveyor.host_flops)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,6 +261,7 @@ class Surveyor:
                 self._without_gradients.add(name)
 
         self.samples.example.trace(watch=watch)
+        self.host_flops = self.samples.example.flops()
         self._streams = Streams(self.samples)
         self._spatial: dict[Key, set[int]] | None = None
         self._twice: Trace | None = None

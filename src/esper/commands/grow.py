@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from esper.figure import GrowthRecord, growth_figure
-from esper.files import write_json_atomic, written_whole
+from esper.files import from_plain, read_json, write_json_atomic, written_whole
 from esper.growth import Growth
 from esper.growth.export import export_model
 from esper.programs import MANIFEST, check_packages
@@ -326,14 +325,9 @@ def read_options(directory: Path) -> GrowCommand:
     if not path.exists():
         raise FileNotFoundError(f"{directory}: expected a run of `esper grow` to go on with, found no {OPTIONS}")
     try:
-        return _options(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
+        return from_plain(GrowCommand, read_json(path), path)
+    except ValueError as error:
         raise ValueError(f"{path}: not the options of `esper grow` ({error}); begin a new run") from error
-
-
-def _options(saved: Mapping[str, Any]) -> GrowCommand:
-    paths = {name: None if saved[name] is None else Path(saved[name]) for name in ("data", "out", "resume")}
-    return GrowCommand(**{**saved, **paths, "read": DataOptions(**saved["read"])})
 
 
 def check_device(name: str) -> None:

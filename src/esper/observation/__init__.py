@@ -16,6 +16,7 @@ from esper.observation.fields import (
     SLOT_SIZE,
     UNKNOWN,
     Field,
+    gain_of,
 )
 from esper.observation.readings import (
     Audition,
@@ -52,5 +53,6 @@ __all__ = [
     "feature_bounds",
     "feature_names",
     "features_size",
+    "gain_of",
     "size_ratio",
 ]

@@ -24,6 +24,9 @@ CONTRIBUTION_SCALE = 5.0
 GAIN_SCALE = 20.0
 """As-if gains of young seeds are a few points at most; they are encoded times this."""
 
+LEAST_GAIN, GAIN_ORDERS = 1e-5, 5
+"""The order of an as-if gain is told from here on, over so many powers of ten."""
+
 Encoded = float | None
 
 
@@ -277,9 +280,14 @@ def _gain(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
     return None if prospect.audition is None else GAIN_SCALE * prospect.audition.gain
 
 
+def gain_of(order: float) -> float:
+    """The as-if gain that the field ``gain_order`` says, in points of score; one of ``LEAST_GAIN`` or less is 0."""
+    return LEAST_GAIN * (10 ** (GAIN_ORDERS * order) - 1)
+
+
 def _gain_order(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:
     gain = None if prospect.audition is None else prospect.audition.gain
-    return None if gain is None else math.log10(max(gain, 1e-5) / 1e-5) / 5
+    return None if gain is None else math.log10(max(gain, LEAST_GAIN) / LEAST_GAIN) / GAIN_ORDERS
 
 
 def _audition_trained(prospect: Prospect, slot: SlotReading, run: RunReading) -> Encoded:

@@ -77,8 +77,7 @@ class Letter(Task):
 
     def load(self) -> Splits:
         """The rows of the shipped table."""
-        x, y = read_table("letter.csv")
-        return split_in_three(x.astype(np.float32), _numbered(y), val=2000, test=4000)
+        return _measurements("letter.csv", 16, val=2000, test=4000)
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """A residual MLP of three blocks of 64 features, normalised first."""
@@ -99,8 +98,7 @@ class Satellite(Task):
 
     def load(self) -> Splits:
         """The rows of the shipped table."""
-        x, y = read_table("satimage.csv")
-        return split_in_three(x.astype(np.float32), _numbered(y), val=1000, test=1000)
+        return _measurements("satimage.csv", 36, val=1000, test=1000)
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """A residual MLP of three blocks of 56 features, normalised first."""
@@ -120,8 +118,7 @@ class PenDigits(Task):
 
     def load(self) -> Splits:
         """The rows of the shipped table as sequences of points ``[N, 8, 2]``."""
-        x, y = read_table("penbased.csv")
-        return split_in_three(x.astype(np.float32).reshape(-1, 8, 2), _numbered(y), val=1000, test=2000)
+        return _measurements("penbased.csv", 8, 2, val=1000, test=2000)
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """Three residual GRU blocks of 40 channels, normalised first."""
@@ -155,6 +152,12 @@ class Splice(Task):
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """Three blocks of a convolution over 5 bases and an MLP, of 32 channels."""
         return token_convolutions(8, 12, 3, scaled(32, width), depth)
+
+
+def _measurements(table: str, *shape: int, val: int, test: int) -> Splits:
+    """The rows of a shipped table of numbers, each in this shape, with its classes numbered."""
+    x, y = read_table(table)
+    return split_in_three(x.astype(np.float32).reshape(-1, *shape), _numbered(y), val=val, test=test)
 
 
 def _numbered(names: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ from esper.evaluation.study.architectures import (
     random_architectures,
     train_from_scratch,
 )
-from esper.evaluation.study.competitors import COMPETITORS, Competitor
+from esper.evaluation.study.competitors import COMPETITORS, Competitor, no_obstacle
 from esper.evaluation.study.gromo import grow_with_gromo, obstacle
 from esper.tamiyo.policy.protocol import Policy
 from esper.tamiyo.policy.registry import POLICIES, make_policy
@@ -84,11 +84,6 @@ class Bench:
             env.close()
 
 
-def _no_obstacle(task: Task) -> str | None:
-    """``None``: the arm can be run on every task."""
-    return None
-
-
 @dataclass(frozen=True)
 class Arm:
     """One way to get a network, and what it is in words."""
@@ -101,7 +96,7 @@ class Arm:
     """Arms that have to be run before, on the same task."""
     needs_elsewhere: tuple[str, ...] = ()
     """Arms that have to be run before, on all other tasks."""
-    obstacle: Callable[[Task], str | None] = _no_obstacle
+    obstacle: Callable[[Task], str | None] = no_obstacle
     """Why the arm cannot be run on a task; ``None`` if it can."""
 
 

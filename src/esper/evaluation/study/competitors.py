@@ -323,8 +323,8 @@ def _nearest_in_size(task: Task, params: int, rising: Iterator[Configuration]) -
 # ---------------------------------------------------------------------- the table of competitors
 
 
-def _no_obstacle(task: Task) -> str | None:
-    """``None``: the competitor can be run on every task."""
+def no_obstacle(task: Task) -> str | None:
+    """``None``: what is asked about can be run on every task."""
     return None
 
 
@@ -347,7 +347,7 @@ class Competitor:
     name: str
     meaning: str
     strategy: Strategy
-    obstacle: Callable[[Task], str | None] = _no_obstacle
+    obstacle: Callable[[Task], str | None] = no_obstacle
     """Why it cannot be run on a task; ``None`` if it can."""
 
     def compete(self, task: Task, episode: Episode, grown: EpisodeResult, budget: float, *, arm: str) -> EpisodeResult:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -82,7 +83,7 @@ class EnvironmentAdapter:
         special = (SLOTS, PROSPECTS) if self.num_slots else ()
         self.described_head, self.prospect_size = self._find_prospects()
         """The head whose choices ``observation["prospects"]`` describes, and the numbers about each; None and 0."""
-        entries = {path: space for path, space in self._entries().items() if path not in special}
+        entries = {path: space for path, space in self._entries.items() if path not in special}
         if not entries:
             raise ValueError(f"expected an entry besides '{MASK}' in the observation, got {self._observation_space}")
         self.leaves = read_leaves(entries, own_encoders)
@@ -93,6 +94,7 @@ class EnvironmentAdapter:
         self.parts = tuple(leaf.part for leaf in self._parts if leaf.part is not None)
         """What of the observation is no features, for :class:`~esper.tamiyo.networks.NetworkConfig`."""
 
+    @cached_property
     def _entries(self) -> dict[str, spaces.Space]:
         """The leaves of the observation space by path, but for the mask."""
         whole = self._observation_space
@@ -108,13 +110,13 @@ class EnvironmentAdapter:
             return {"observation": observation}
         if isinstance(observation, Mapping):
             observation = {key: value for key, value in observation.items() if key != MASK}
-        shown, expected = values(observation), self._entries()
+        shown, expected = values(observation), self._entries
         if missing := sorted(expected.keys() - shown.keys()):
             raise ValueError(f"expected an observation with the entries {list(expected)}, without {missing}")
         return shown
 
     def _find_slots(self) -> int:
-        space = self._entries().get(SLOTS)
+        space = self._entries.get(SLOTS)
         if space is None:
             return 0
         if not (isinstance(space, (spaces.Box, spaces.MultiDiscrete)) and len(space.shape) == 1):
@@ -123,7 +125,7 @@ class EnvironmentAdapter:
 
     def _find_prospects(self) -> tuple[str | None, int]:
         """Choices are described where a head depends on the slot drawn, and there is what describes them in each."""
-        space = self._entries().get(PROSPECTS) if self.num_slots else None
+        space = self._entries.get(PROSPECTS) if self.num_slots else None
         if space is None:
             return None, 0
         of_slots = [h for h in self.heads if h.parent and self.heads.named(h.parent).points_at_slots]

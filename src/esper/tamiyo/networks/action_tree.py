@@ -260,16 +260,13 @@ class HeadNetwork(nn.Module):
 class DescribedHead(NamedTuple):
     """A head whose choices are described, and the descriptions."""
 
-    name: str
-    slot_head: str
-    """The head that draws the slot."""
     encoder: ProspectEncoder
     described_NSnE: Tensor
     """Encodings of the choices in every slot, float ``[N, S, n, E]``."""
 
-    def logits(self, hidden_ND: Tensor, slot_N: Tensor) -> Tensor:
+    def logits(self, hidden_ND: Tensor, draw: Draw) -> Tensor:
         """What the descriptions add to the logits, ``[N, n]``, in the slot that has been drawn."""
-        return self.encoder.logits(hidden_ND, self.described_NSnE, slot_N)
+        return self.encoder.logits(hidden_ND, self.described_NSnE, draw.choices[self.encoder.slot_head])
 
 
 class ActionTree(nn.Module):
@@ -323,8 +320,8 @@ class ActionTree(nn.Module):
             hidden_ND, hidden = torch.split_with_sizes(hidden, (head_dim, hidden.shape[-1] - head_dim), dim=-1)
             hidden_ND = torch.relu(hidden_ND)
             output = F.linear(hidden_ND, weight, bias)
-            if described is not None and head.name == described.name:
-                output = output + described.logits(hidden_ND, draw.choices[described.slot_head])
+            if described is not None and head.name == described.encoder.head:
+                output = output + described.logits(hidden_ND, draw)
             distribution = head.distribution(output, slots_NSE, masks[head.name], draw)
             choice_N = choose(head.name, distribution, draw.used.get(head.name))
             draw.distributions[head.name] = distribution

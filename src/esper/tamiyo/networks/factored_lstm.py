@@ -171,8 +171,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         summary = 2 * slot_dim if has_slots else 0
         self.standardizer = StateStandardizer(run_size, slot_size, config.unknown) if standardizes else None
         self.summary_norm = nn.LayerNorm(summary) if standardizes else None
-        described = (config.prospect_size, slot_dim, config.head_dim, config.unknown)
-        self.prospects = ProspectEncoder(*described) if config.described_head is not None else None
+        self.prospects = ProspectEncoder(config) if config.described_head is not None else None
         self.part_encoder = PartEncoder(config.parts, config.part_dim, encoders or {})
         self.encoder = linear(run_size + summary + self.part_encoder.size, hidden_dim, HIDDEN_GAIN)
         self.encoder_norm = nn.LayerNorm(hidden_dim)
@@ -421,11 +420,10 @@ class FactoredRecurrentActorCritic(nn.Module):
         choose: Chooser,
     ) -> _Decided:
         """The behaviour policy and its value, whole; rollout and learning differ only in ``choose``."""
-        more = None
+        described = None
         if self.prospects is not None and described_NSnE is not None:
-            name = self.config.described_head or ""
-            more = DescribedHead(name, self.heads.named(name).parent or "", self.prospects, described_NSnE)
-        draw = self.tree.draw(core_NH, slots_NSE, masks, choose, more)
+            described = DescribedHead(self.prospects, described_NSnE)
+        draw = self.tree.draw(core_NH, slots_NSE, masks, choose, described)
         op, op_values_NO = self.heads.op.name, self._op_values(core_NH)
         distribution = draw.distributions[op]
         if not isinstance(distribution, MaskedCategorical):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, linear
 
 PROSPECTS = "prospects"
@@ -26,16 +27,18 @@ class ProspectEncoder(nn.Module):
     slots and logits is 0 at first, so that a policy that learns to read descriptions begins as what it was.
 
     Args:
-        size: Numbers about each choice, P.
-        slot_dim: E.
-        head_dim: D.
-        unknown: The number that stands for what is not known; ``None``: everything is known.
+        config: The sizes, and the head whose choices are described.
     """
 
-    def __init__(self, size: int, slot_dim: int, head_dim: int, unknown: float | None) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.unknown = unknown
-        self.described = linear(2 * size, slot_dim, HIDDEN_GAIN)
+        assert config.described_head is not None
+        slot_head = config.heads.named(config.described_head).parent
+        assert slot_head is not None, "the configuration is checked"
+        self.head, self.slot_head = config.described_head, slot_head
+        self.unknown = config.unknown
+        slot_dim, head_dim = config.slot_dim, config.head_dim
+        self.described = linear(2 * config.prospect_size, slot_dim, HIDDEN_GAIN)
         self.key = linear(slot_dim, slot_dim, 1.0, bias=False)
         self.for_slot = linear(slot_dim, slot_dim, 0.0)
         self.query = linear(head_dim, slot_dim, 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, STYLES, TEMPOS, Decision
 from esper.auditions import Auditions
 from esper.lifecycle import Op, Stage
-from esper.observation import CONTRIBUTION_SCALE
+from esper.observation import CONTRIBUTION_SCALE, gain_of
 from esper.tamiyo.policy.protocol import RulePolicy, RunView
 
 _FULL = len(ALPHA_TARGETS) - 1
@@ -189,7 +189,7 @@ class AuditionPolicy(RulePolicy):
     def _share(self, run: RunView, slot: int, blueprint: int) -> float:
         """Share of the missing points that a candidate would take, as it is."""
         order, missing = run.observation.prospect(slot, blueprint, "gain_order"), self._missing(run)
-        return 0.0 if order is None or missing <= 0 else min((10 ** (5 * order) - 1) * 1e-5 / missing, 0.99)
+        return 0.0 if order is None or missing <= 0 else min(gain_of(order) / missing, 0.99)
 
     def _worth(self, run: RunView, slot: int, blueprint: int, times: float) -> float:
         rent = run.observation.prospect(slot, blueprint, "rent") or 0.0

@@ -138,6 +138,10 @@ def test_every_option_survives_the_run_directory(tmp_path):
     assert TamiyoConfig.load(tmp_path) == config
 
 
+def test_tasks_of_different_horizons_are_trained_together_where_episodes_draw_theirs():
+    TamiyoConfig(task=("wine", "quick_wine"), variants=Variants(horizon=(3.0, 5.0))).check()
+
+
 def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_path):
     for wrong, message in (
         ({"updates": 0}, "updates must be 1 or more, got 0"),

@@ -105,8 +105,11 @@ class TamiyoConfig:
         if self.auditions < 0:
             raise ValueError(f"auditions must last 0 decisions or more, got {self.auditions}")
         horizons = {name: get_task(name).horizon for name in self.task}
-        if len(set(horizons.values())) != 1:
-            raise ValueError(f"tasks that are trained together must have the same horizon, got {horizons}")
+        if self.variants.horizon is None and len(set(horizons.values())) != 1:
+            raise ValueError(
+                f"tasks that are trained together must have the same horizon, got {horizons}; "
+                "or let episodes draw it, by the variant 'horizon'"
+            )
 
     def save(self, run_dir: Path) -> None:
         """Write ``command.json``, from which a run is resumed."""

@@ -159,6 +159,33 @@ def test_those_that_wait_cost_nothing_and_stay_as_they_are() -> None:
     assert not calls
 
 
+def test_those_that_wait_stay_as_they_are_in_a_loop_that_keeps_zero_gradients() -> None:
+    run = Run()
+    zero_grad = run.optimizer.zero_grad
+    run.optimizer.zero_grad = lambda: zero_grad(set_to_none=False)
+    for _ in range(3):
+        run.decide()
+    assert run.candidates()
+    assert not run.slot.is_auditioning
+    waiting = copy.deepcopy(run.slot.nursery.state_dict())
+    run.train(4)
+    assert same(run.slot.nursery.state_dict(), waiting)
+
+
+def test_those_that_wait_are_not_said_to_train_and_train_once_they_have_germinated() -> None:
+    run = Run()
+    for _ in range(3):
+        run.decide()
+    assert not run.slot.is_auditioning
+    candidate = next(iter(run.slot.nursery.seeds.values()))
+    assert not any(p.requires_grad for p in candidate.parameters())
+    run.network.step(germinate(run.candidates()[0]))
+    assert run.slot.seed is candidate
+    weights = copy.deepcopy(candidate.state_dict())
+    run.train()
+    assert not same(candidate.state_dict(), weights)
+
+
 def test_an_audition_of_no_decision_is_none() -> None:
     with pytest.raises(ValueError, match="an audition lasts 1 decision or more, got decisions=0"):
         Auditions(decisions=0)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from esper.actions import Decision
+from esper.lifecycle import Op
 from esper.tamiyo.policy.rules import RandomPolicy
 from esper.tasks import get_task
 
@@ -11,6 +13,14 @@ def quick_task(name="digits", horizon=8):
     task = get_task(name)
     task.horizon, task.steps_per_decision, task.batch_size = horizon, 2, 32
     return task
+
+
+def eager(run):
+    """Germinates the first thing that fits, and lets every seed in.
+
+    A rule of a user's own, which the command line finds by its name.
+    """
+    return run.first_allowed(Op.GERMINATE) or run.first_allowed(Op.ADVANCE) or Decision()
 
 
 def play(env, policy=None, seed=0, steps=None, policy_seed=0):

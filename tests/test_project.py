@@ -35,6 +35,7 @@ RANKS = {
     "observation": 0,
     "files": 0,
     "allocator": 0,
+    "extensions": 0,
     "auditions": 0,
     "workers": 1,
     "programs": 1,

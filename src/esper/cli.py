@@ -17,6 +17,7 @@ from rich.console import Console
 
 import esper
 from esper.allocator import keep_freed_memory
+from esper.extensions import import_modules
 
 COMMANDS = {
     "train": (
@@ -50,7 +51,8 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 a worker died, 2 wrong options or a refusal, 130 after Ctrl-C."""
-    name, *options = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
+    modules, others = _imports(sys.argv[1:] if arguments is None else list(arguments))
+    name, *options = others or [""]
     if name == "--version":
         print(f"esper {esper.__version__}")
         return 0
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module, command_name = COMMANDS[name][0].split(":")
     try:
+        import_modules(modules)
         command = tyro.cli(getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}")
         keep_freed_memory()
         command.run(Console())
@@ -76,6 +79,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Modules named by ``--import``, wherever it stands, and the other arguments."""
+    modules, others, left = [], [], iter(arguments)
+    for argument in left:
+        option, equals, value = argument.partition("=")
+        if option == "--import":
+            modules.append(value if equals else next(left, ""))
+        else:
+            others.append(argument)
+    return modules, others
+
+
 def _in_one_line(error: Exception) -> str:
     said = " ".join(str(error).split())
     return f"memory has run out: {said}" if isinstance(error, MemoryError) else said
@@ -87,7 +102,8 @@ def _overview() -> str:
         "usage: esper COMMAND [OPTIONS]\n\n"
         "Grow PyTorch networks while they train, steered by a policy that has learned how.\n\n"
         f"{commands}\n\n"
-        "`esper COMMAND --help` shows the options of a command, `esper --version` the version."
+        "`esper COMMAND --help` shows the options of a command, `esper --version` the version. With any command,\n"
+        "`--import MODULE` first imports a module of your own, which registers tasks or policies."
     )
 
 

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from esper.allocator import keep_freed_memory
+from esper.extensions import import_known_modules
 
 
 @contextmanager
@@ -37,6 +38,7 @@ def begin_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
+    import_known_modules()
 
 
 def _end_with_parent() -> None:

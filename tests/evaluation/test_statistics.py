@@ -28,7 +28,7 @@ def test_bootstrap_intervals_cover_the_truth_about_95_times_in_100():
 def test_strata_are_redrawn_within_their_task():
     """Two tasks far apart: without stratification the interval of the mean would be wide."""
     interval = bootstrap({"easy": [0.75] * 10, "hard": [0.25] * 10})
-    assert interval == Interval(0.5, 0.5, 0.5)
+    assert interval == Interval(0.5, 0.5, 0.5, 20)
 
 
 def test_paired_differences_cancel_what_the_seeds_share():

@@ -78,7 +78,7 @@ def test_rows_are_written_by_the_names_of_their_columns(table, columns, expected
     for row in rows:
         assert set(row) == {"task", "arm", "episodes"} | expected
         assert row["episodes"] == 3
-        assert set(row["test_score"]) == {"estimate", "low", "high"}
+        assert set(row["test_score"]) == {"estimate", "low", "high", "values"}
 
 
 def test_everything_is_in_the_json_of_a_comparison(table):
@@ -103,7 +103,7 @@ def test_the_terminal_shows_every_column_as_a_reader_expects_it(table):
 
 
 def test_an_interval_is_written_in_the_numbers_that_are_asked_for():
-    interval = Interval(1234.5678, 0.25, 2_000.0)
+    interval = Interval(1234.5678, 0.25, 2_000.0, 5)
     assert str(interval) == f"{interval}" == "1234.568 [0.250, 2000.000]"
     assert f"{interval:,.0f}" == "1,235 [0, 2,000]"
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from esper.commands.resuming import resumable
 from esper.evaluation.study import Study, StudyConfig, Unit, write_report
+from esper.evaluation.study.verdicts import too_few_seeds
 from esper.files import locked
 
 
@@ -40,6 +41,8 @@ class CompareCommand:
             study = Study(self.config, directory)
             self._run(study, console)
             found, written = write_report(study)
+        if few := too_few_seeds(self.config.seeds, len(self.config.task)):
+            console.print(f"Few seeds: {few}", highlight=False, soft_wrap=True)
         for claim in found:
             console.print(f"{claim.verdict.upper():14} {claim.title}", highlight=False, soft_wrap=True)
         console.print("Written:")

@@ -22,6 +22,8 @@ class Interval:
     estimate: float
     low: float
     high: float
+    values: int
+    """On how many values it rests; the fewer of two samples'."""
 
     def __str__(self) -> str:
         return f"{self:.3f}"
@@ -77,7 +79,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     drawn = np.concatenate([s[rng.integers(len(s), size=(resamples, len(s)))] for s in strata], axis=1)
     low, high = np.quantile(statistic(drawn), [0.025, 0.975])
-    return Interval(float(statistic(np.concatenate(strata))), float(low), float(high))
+    return Interval(float(statistic(np.concatenate(strata))), float(low), float(high), sum(map(len, strata)))
 
 
 def paired_difference(a: Scores, b: Scores, *, seed: int = 0) -> Interval:
@@ -105,4 +107,5 @@ def probability_of_improvement(a: Scores, b: Scores, *, seed: int = 0, resamples
     redraw = lambda strata: [s[rng.integers(len(s), size=len(s))] for s in strata]  # noqa: E731
     drawn = [probability(redraw(xs), redraw(ys)) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(probability(xs, ys), float(low), float(high))
+    values = min(sum(map(len, strata)) for strata in (xs, ys))
+    return Interval(probability(xs, ys), float(low), float(high), values)

@@ -161,12 +161,13 @@ def test_a_host_without_width_is_an_obstacle(task, monkeypatch):
 
 
 def test_what_was_not_run_is_not_tested():
-    nothing, shown, missed = (Check("", i, 0.0) for i in (None, Interval(2, 1, 3), Interval(0, -1, 1)))
+    nothing, shown, missed = (Check("", i, 0.0) for i in (None, Interval(2, 1, 3, 5), Interval(0, -1, 1, 5)))
     verdict = lambda *checks: Claim("", checks).verdict  # noqa: E731
     assert verdict() == verdict(nothing) == "not tested"
     assert verdict(shown, nothing) == "holds in part"
     assert verdict(shown) == "holds"
     assert verdict(missed, nothing) == "fails"
+    assert verdict(Check("", Interval(2, 1, 3, 4), 0.0)) == "not tested", "of four values an interval shows nothing"
 
 
 def test_anytime_curves_have_what_was_run(task, grown):

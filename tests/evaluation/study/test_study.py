@@ -20,6 +20,7 @@ from esper.evaluation.study.architectures import (
     train_from_scratch,
 )
 from esper.evaluation.study.gromo import obstacle
+from esper.evaluation.study.verdicts import too_few_seeds
 from esper.files import from_plain
 from esper.simic.training.config import NetworkOptions
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -86,6 +87,7 @@ def finished(tmp_path_factory):
     policy, out = str(directory / "policy"), str(directory / "out")
     arguments = ["compare", "--task", "wine", "spirals", "--policy", policy, "--out", out, "--quiet"]
     arguments += ["--seeds", "2", "--rents", "0.01", "0.04", "--random-architectures", "2"]
+    arguments += ["--arm", "episodes:eager"]
     arguments += ["--workers", "2"]
     assert main(arguments) == 0
     return directory / "out", arguments
@@ -96,12 +98,45 @@ def test_every_arm_is_in_the_report(finished):
     page = (directory / "report.html").read_text(encoding="utf-8")
     comparison = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
     assert len(comparison["claims"]) == 5
-    assert len({row["arm"] for row in comparison["rows"]}) == 16 + (obstacle(get_task("wine")) is None)
+    assert len({row["arm"] for row in comparison["rows"]}) == 17 + (obstacle(get_task("wine")) is None)
     assert len(comparison["anytime"]) == 0, "competitors are left out unless budgets are given"
     for row in comparison["rows"]:
         assert row["arm"] in page or "rent" in row["arm"]
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+def test_a_controller_of_the_users_own_is_an_arm_like_the_others(finished):
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert "<b>episodes:eager</b>: Germinates the first thing that fits, and lets every seed in." in page
+    assert "Tamiyo − episodes:eager" in page
+    comparison = json.loads((finished[0] / "comparison.json").read_text(encoding="utf-8"))
+    own = [row for row in comparison["rows"] if row["arm"] == "episodes:eager"]
+    assert [row["task"] for row in own] == ["wine", "spirals"]
+
+
+def test_an_arm_that_cannot_be_found_is_refused_before_anything_is_computed(tmp_path, capsys):
+    for arm, said in (
+        ("nowhere:rule", "importing 'nowhere' failed: ModuleNotFoundError: No module named 'nowhere'"),
+        ("episodes:nothing", "has no 'nothing'"),
+        ("heuristik", "did you mean heuristic?"),
+        ("heuristic", "--arm heuristic: an arm of this name is in every comparison"),
+    ):
+        assert main(["compare", "--arm", arm, "--out", str(tmp_path / "out")]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_too_few_seeds_show_is_not_called_shown(finished):
+    comparison = json.loads((finished[0] / "comparison.json").read_text(encoding="utf-8"))
+    checks = [check for claim in comparison["claims"] for check in claim["checks"] if check["interval"]]
+    assert all(check["interval"]["values"] == 4 for check in checks if "random architecture" not in check["what"])
+    assert {check["shown"] for check in checks} == {"too few seeds"}
+    assert {claim["verdict"] for claim in comparison["claims"]} == {"not tested"}
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    assert "intervals for one task rest on 2 seeds and say little, 5 or more are needed; no claim is judged" in page
+    assert too_few_seeds(5, 1) == ""
+    assert too_few_seeds(4, 2).endswith("only what rests on several tasks is judged")
 
 
 def test_a_study_goes_on_where_it_stopped(finished):
@@ -118,7 +153,7 @@ def test_an_arm_that_cannot_be_run_is_left_out_with_the_reason(finished, tmp_pat
     directory = shutil.copytree(finished[0], tmp_path / "out")
     monkeypatch.setattr("esper.evaluation.study.arms.obstacle", lambda task: "it is too late")
     stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "policy_sha256"}
+    config = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if not k.endswith("_sha256")}
     write_report(Study(StudyConfig(**config), directory))
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert "gromo on wine (it is too late)" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -40,8 +41,9 @@ from esper.evaluation.study.architectures import (
 )
 from esper.evaluation.study.competitors import COMPETITORS, Competitor, no_obstacle
 from esper.evaluation.study.gromo import grow_with_gromo, obstacle
+from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.protocol import Policy
-from esper.tamiyo.policy.registry import POLICIES, make_policy
+from esper.tamiyo.policy.registry import POLICIES, FunctionPolicy, make_policy
 from esper.tasks import Task, get_task
 
 
@@ -205,7 +207,11 @@ def _at_rent(run: Callable[[Bench, str], list[EpisodeResult]], rent: float) -> C
 
 
 def study_arms(
-    tasks: tuple[str, ...], rents: tuple[float, ...], random_count: int, budgets: tuple[float, ...]
+    tasks: tuple[str, ...],
+    rents: tuple[float, ...],
+    random_count: int,
+    budgets: tuple[float, ...],
+    own: tuple[str, ...] = (),
 ) -> dict[str, Arm]:
     """All arms by name, in the order of the report.
 
@@ -214,6 +220,10 @@ def study_arms(
         rents: Rents for the front of sizes.
         random_count: Number of random architectures.
         budgets: Compute of the competitors, in multiples of one growth's.
+        own: Controllers of the user's own, as :func:`~esper.tamiyo.policy.registry.make_policy` takes them.
+
+    Raises:
+        ValueError: For a controller that cannot be found, or that bears the name of another arm.
     """
     arms = [
         Arm(HOST_ALONE, "the host, trained without growth", _named("wait")),
@@ -278,4 +288,21 @@ def study_arms(
     ]
     for rent in rents:
         arms.append(Arm(at_rent(TAMIYO, rent), f"Tamiyo under a rent of {rent:g}", _at_rent(_tamiyo, rent)))
-    return {arm.name: arm for arm in arms}
+    found = {arm.name: arm for arm in arms}
+    for name in own:
+        if name in found:
+            raise ValueError(f"--arm {name}: an arm of this name is in every comparison; choose another name")
+        found[name] = Arm(name, _meaning(name), _own)
+    return found
+
+
+def _own(bench: Bench, arm: str) -> list[EpisodeResult]:
+    return bench.play(make_policy(arm), arm)
+
+
+def _meaning(policy: str) -> str:
+    """What a controller says of itself, in the first line of its docstring."""
+    made = make_policy(policy)
+    described = made.rule if isinstance(made, FunctionPolicy) else made
+    first = (inspect.getdoc(described) or "").partition("\n")[0]
+    return "a trained policy" if isinstance(made, LearnedPolicy) else first or "a controller of your own"

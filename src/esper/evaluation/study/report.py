@@ -17,7 +17,7 @@ from esper.evaluation import names
 from esper.evaluation.study.competitors import anytime
 from esper.evaluation.study.figures import anytime_curves, rent_front, score_against_flops, score_against_parameters
 from esper.evaluation.study.study import Study, StudyConfig
-from esper.evaluation.study.verdicts import Claim, claims
+from esper.evaluation.study.verdicts import Claim, claims, too_few_seeds
 from esper.evaluation.table import INTERQUARTILE_MEANS, Row, Table, median_growth
 from esper.figure import growth_figure
 from esper.files import write_json_atomic, written_whole
@@ -46,7 +46,7 @@ def write_report(study: Study) -> tuple[list[Claim], list[Path]]:
     fronts = {names.at_rent(names.TAMIYO, rent) for rent in config.rents}
     everything = Table(results, trained_on(config.policy))
     table = Table({unit: found for unit, found in results.items() if unit[1] not in fronts}, everything.trained_on)
-    found = claims(everything, config.rents, config.budgets)
+    found = claims(everything, config.rents, config.budgets, config.arm)
     figures = _draw(everything, table, config, directory)
     page = directory / "report.html"
     meanings = {name: arm.meaning for name, arm in study.arms.items()}
@@ -109,6 +109,7 @@ def _settings(study: Study) -> dict[str, str]:
     return {
         "Date": date.today().isoformat(),
         "Episodes": f"{config.seeds} paired seeds on each task, from seed {config.seed}",
+        **({"Few seeds": few} if (few := too_few_seeds(config.seeds, len(config.task))) else {}),
         "Rent": f"{config.rent:g} (points of score for each doubling of the parameters)",
         "Tamiyo was trained on": ", ".join(trained_on(config.policy)) or "unknown",
         "Command": f"esper compare {options}",
@@ -175,12 +176,7 @@ def _list(entries: Mapping[str, str]) -> str:
 def _claim(claim: Claim) -> str:
     kind = {"holds": "holds", "holds in part": "part", "fails": "fails", "not tested": "untested"}[claim.verdict]
     rows = "".join(
-        _cells(
-            [escape(c.what), str(c.interval), f"&gt; {c.threshold:g}", "yes" if c.holds else "no"]
-            if c.interval
-            else [escape(c.what), "–", f"&gt; {c.threshold:g}", "not tested"]
-        )
-        for c in claim.checks
+        _cells([escape(c.what), str(c.interval or "–"), f"&gt; {c.threshold:g}", c.shown]) for c in claim.checks
     )
     head = _cells(["rests on", "estimate [95 % interval]", "needed", "shown"], "th")
     return (

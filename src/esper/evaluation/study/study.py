@@ -42,6 +42,9 @@ class StudyConfig:
     """Tasks, one or several (see `esper tasks`)."""
     policy: str = "tamiyo"
     """The learned controller: `tamiyo` (the one that comes with Esper) or the directory of a trained policy."""
+    arm: tuple[str, ...] = ()
+    """Controllers of your own that are compared, too: `module:name` of a rule or a policy class, the name of a policy,
+    or the directory of a trained one."""
     seeds: int = 10
     """Paired seeds: episodes of every arm on each task."""
     seed: int = 0
@@ -67,6 +70,7 @@ class StudyConfig:
             raise ValueError(f"--budgets must be different numbers of 1 or more, got {self.budgets}")
         for name in self.task:
             get_task(name)
+        study_arms(tuple(self.task), self.rents, self.random_architectures, self.budgets, self.arm)
         policy = make_policy(self.policy)
         if not hasattr(policy, "shuffle_observations"):
             raise ValueError(f"--policy must be a learned policy ('tamiyo' or a directory), got '{self.policy}'")
@@ -78,6 +82,8 @@ class _Begun(StudyConfig):
 
     policy_sha256: str | None = None
     """Of the policy's file, so that no comparison is gone on with under other weights."""
+    arms_sha256: tuple[str | None, ...] = ()
+    """Of the files of the arms of the user's own, for those that are trained policies."""
 
 
 class Study:
@@ -94,9 +100,15 @@ class Study:
 
     def __init__(self, config: StudyConfig, directory: Path) -> None:
         self.config, self.directory = config, directory
-        self.arms = study_arms(tuple(config.task), config.rents, config.random_architectures, config.budgets)
+        self.arms = study_arms(
+            tuple(config.task), config.rents, config.random_architectures, config.budgets, tuple(config.arm)
+        )
         stored = directory / "config.json"
-        mine = _Begun(**vars(config), policy_sha256=fingerprint(config.policy))
+        mine = _Begun(
+            **vars(config),
+            policy_sha256=fingerprint(config.policy),
+            arms_sha256=tuple(fingerprint(arm) for arm in config.arm),
+        )
         if stored.exists() and (theirs := from_plain(_Begun, read_json(stored), stored)) != mine:
             different = sorted(name for name, value in vars(mine).items() if value != getattr(theirs, name))
             raise ValueError(

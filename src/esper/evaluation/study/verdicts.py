@@ -25,6 +25,19 @@ def kept_convolutions(result: EpisodeResult) -> float:
     return float(sum(blueprint in CONVOLUTIONS for _, blueprint, _, _ in result.architecture))
 
 
+FEWEST = 5
+"""Values that an interval must rest on to show anything: the bootstrap draws from those that are there, so that of two
+it makes an interval that misses the truth as often as not, and of one none at all."""
+
+
+def too_few_seeds(seeds: int, tasks: int) -> str:
+    """What is to be known of a comparison of so few seeds; empty if there are enough."""
+    if seeds >= FEWEST:
+        return ""
+    judged = "no claim is judged" if seeds * tasks < FEWEST else "only what rests on several tasks is judged"
+    return f"intervals for one task rest on {seeds} seeds and say little, {FEWEST} or more are needed; {judged}"
+
+
 @dataclass(frozen=True)
 class Check:
     """One comparison that a claim rests on."""
@@ -36,9 +49,21 @@ class Check:
     """The whole interval must lie above it."""
 
     @property
+    def tested(self) -> bool:
+        """Whether there is enough to judge by."""
+        return self.interval is not None and self.interval.values >= FEWEST
+
+    @property
     def holds(self) -> bool:
         """Whether the interval shows it."""
-        return self.interval is not None and self.interval.low > self.threshold
+        return self.tested and self.interval is not None and self.interval.low > self.threshold
+
+    @property
+    def shown(self) -> str:
+        """In a word."""
+        if not self.tested:
+            return "not tested" if self.interval is None else "too few seeds"
+        return "yes" if self.holds else "no"
 
 
 @dataclass(frozen=True)
@@ -51,23 +76,26 @@ class Claim:
     @property
     def verdict(self) -> str:
         """``holds`` if every check does, ``fails`` if none does, else ``holds in part``; ``not tested`` without any."""
-        if all(check.interval is None for check in self.checks):
+        if not any(check.tested for check in self.checks):
             return "not tested"
         held = sum(check.holds for check in self.checks)
         return "holds" if held == len(self.checks) else "holds in part" if held else "fails"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
-        checks = [{**asdict(check), "holds": check.holds} for check in self.checks]
+        checks = [{**asdict(check), "holds": check.holds, "shown": check.shown} for check in self.checks]
         return {"title": self.title, "verdict": self.verdict, "checks": checks}
 
 
-def claims(table: Table, rents: Sequence[float], budgets: Sequence[float]) -> list[Claim]:
-    """The five claims, in rising order; the last but one is about the competitors with these budgets."""
+def claims(table: Table, rents: Sequence[float], budgets: Sequence[float], own: Sequence[str] = ()) -> list[Claim]:
+    """The five claims, in rising order; the last but one is about the competitors with these budgets.
+
+    ``own`` are controllers of the user's own, which the learned one has to beat as well.
+    """
     return [
         _growth_works(table),
         _growth_helps(table),
-        _controller_matters(table),
+        _controller_matters(table, own),
         _growth_competes(table, budgets),
         _knows_when_not_to(table, rents),
     ]
@@ -116,10 +144,10 @@ def _growth_helps(table: Table) -> Claim:
     )
 
 
-def _controller_matters(table: Table) -> Claim:
+def _controller_matters(table: Table, own: Sequence[str]) -> Claim:
     unseen = [task for task in table.tasks if task not in table.trained_on]
     groups = {"tasks in training": [t for t in table.tasks if t in table.trained_on], "unseen tasks": unseen}
-    others = (names.RANDOM_LEGAL, names.FIXED, names.HEURISTIC, names.SHUFFLED, names.FOREIGN)
+    others = (names.RANDOM_LEGAL, names.FIXED, names.HEURISTIC, names.AUDITION, names.SHUFFLED, names.FOREIGN, *own)
     return Claim(
         "The learned controller matters: above every other controller, on tasks in training and on unseen ones",
         tuple(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from esper.actions import Decision
+from esper.extensions import look_up
 from esper.files import read_json
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
@@ -80,8 +81,13 @@ def directory_of(policy: str | Path) -> Path | None:
     hint = f"did you mean {' or '.join(near)}?" if near else "there is no such directory either."
     raise ValueError(
         f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, "
-        f"or the directory of a trained policy; {hint}"
+        f"the directory of a trained policy, or one of your own as module:name; {hint}"
     )
+
+
+def is_reference(policy: object) -> bool:
+    """Whether this says where in Python a policy is found, as ``module:name``."""
+    return isinstance(policy, str) and ":" in policy and policy not in POLICIES and not Path(policy).is_dir()
 
 
 def fingerprint(policy: str | Path) -> str | None:
@@ -90,7 +96,7 @@ def fingerprint(policy: str | Path) -> str | None:
     Raises:
         ValueError: As :func:`directory_of` says.
     """
-    directory = directory_of(policy)
+    directory = None if is_reference(policy) else directory_of(policy)
     return None if directory is None else hashlib.sha256((directory / POLICY_FILE).read_bytes()).hexdigest()
 
 
@@ -100,7 +106,7 @@ def trained_on(policy: str | Path) -> tuple[str, ...]:
     Raises:
         ValueError: As :func:`directory_of` says, and for a card that names no tasks.
     """
-    directory = directory_of(policy)
+    directory = None if is_reference(policy) else directory_of(policy)
     card = None if directory is None else directory / "card.json"
     if card is None or not card.is_file():
         return ()
@@ -115,12 +121,17 @@ def make_policy(policy: str | Path | Policy | Rule) -> Policy:
     """The policy that a user asked for.
 
     Args:
-        policy: A name in :data:`POLICIES`, the directory of a trained policy, a policy object, or a function from
-            :class:`~esper.tamiyo.policy.protocol.RunView` to :class:`~esper.actions.Decision`.
+        policy: A name in :data:`POLICIES`, the directory of a trained policy, a policy object, a function from
+            :class:`~esper.tamiyo.policy.protocol.RunView` to :class:`~esper.actions.Decision`, a class of policies, or
+            where such a one is found, as ``module:name``.
 
     Raises:
         ValueError: For a name that is neither known nor a directory; the message gives the nearest names.
     """
+    if is_reference(policy):
+        policy = look_up(str(policy))
+    if isinstance(policy, type):
+        policy = policy()
     if isinstance(policy, (str, Path)):
         directory = directory_of(policy)
         return POLICIES[str(policy)]() if directory is None else load_policy(directory)
@@ -129,6 +140,6 @@ def make_policy(policy: str | Path | Policy | Rule) -> Policy:
     if callable(policy):
         return FunctionPolicy(policy)
     raise TypeError(
-        "expected a policy name, a directory, an object with reset() and act(), or a function, "
+        "expected a policy name, a directory, module:name, an object with reset() and act(), or a function, "
         f"got {type(policy).__name__}"
     )

@@ -1,0 +1,67 @@
+"""Modules of the user's own that register what is theirs: imported by ``--import``, and by every worker process.
+
+A blueprint, task, host or policy is registered where it is defined; the command line knows it once its module has been
+imported. The directory in which the command is called is looked in, too, as with ``python -m``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+_VARIABLE = "ESPER_IMPORTED"
+"""Environment variable by which worker processes know the modules."""
+
+
+def import_modules(modules: Sequence[str]) -> None:
+    """Import ``modules``, here and in every worker process that is started from now on.
+
+    Raises:
+        ValueError: For a module that is not there or that fails; the message says which, and at which line.
+    """
+    for module in modules:
+        _import(module)
+    if modules:
+        known = dict.fromkeys([*_known(), *modules])
+        os.environ[_VARIABLE] = ",".join(known)
+
+
+def import_known_modules() -> None:
+    """In a worker: import what its parent has imported."""
+    import_modules(_known())
+
+
+def look_up(reference: str) -> Any:
+    """What ``module:name`` names.
+
+    Raises:
+        ValueError: For a module that is not there or that fails, or one without such a name.
+    """
+    module, _, name = reference.partition(":")
+    found = _import(module)
+    if not hasattr(found, name):
+        raise ValueError(f"'{reference}': the module {module} ({found.__file__}) has no '{name}'")
+    return getattr(found, name)
+
+
+def _known() -> list[str]:
+    return [name for name in os.environ.get(_VARIABLE, "").split(",") if name]
+
+
+def _import(module: str) -> Any:
+    if "" not in sys.path:
+        sys.path.append("")
+    if not module:
+        raise ValueError("--import takes the name of a module, as in `import`, got none")
+    if module.endswith(".py"):
+        raise ValueError(f"expected the name of a module, as in `import`, got the file '{module}'; say {module[:-3]!r}")
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if last.filename.startswith("<frozen") else f" ({last.filename}, line {last.lineno})"
+        raise ValueError(f"importing '{module}' failed{where}: {type(error).__name__}: {error}") from error

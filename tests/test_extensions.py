@@ -1,0 +1,91 @@
+"""What a user has registered in a module is known to every command, and to every process of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from esper.cli import main
+from esper.extensions import look_up
+from esper.tamiyo.policy.registry import make_policy
+from esper.tasks import TASKS
+
+TASK = """
+from esper.tasks import get_task, register_task
+
+@register_task
+class Mine(type(get_task("wine"))):
+    name, description, horizon = "mine", "wine of my own", 3
+"""
+
+PARENT = """
+import multiprocessing
+from esper.extensions import import_modules
+from esper.workers import begin_worker
+
+def work(connection):
+    begin_worker()
+    from esper.tasks import TASKS
+    connection.send("mine" in TASKS)
+
+if __name__ == "__main__":
+    import_modules(["my_tasks"])
+    context = multiprocessing.get_context("spawn")
+    connection, other = context.Pipe()
+    context.Process(target=work, args=(other,)).start()
+    print(connection.recv())
+"""
+
+
+@pytest.fixture
+def directory(tmp_path, monkeypatch):
+    """The directory in which the command is called; it holds a module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ESPER_IMPORTED", raising=False)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "my_tasks.py").write_text(TASK)
+    yield tmp_path
+    sys.modules.pop("my_tasks", None)
+    TASKS.pop("mine", None)
+
+
+@pytest.mark.parametrize("arguments", [["--import", "my_tasks", "tasks"], ["tasks", "--import=my_tasks"]])
+def test_a_module_is_imported_before_any_command(directory, arguments, capsys):
+    assert main(arguments) == 0
+    assert "wine of my own" in capsys.readouterr().out
+
+
+def test_workers_import_it_too(directory):
+    (directory / "parent.py").write_text(PARENT)
+    result = subprocess.run([sys.executable, "parent.py"], capture_output=True, text=True, check=True, cwd=directory)
+    assert result.stdout == "True\n"
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(directory, capsys):
+    (directory / "broken.py").write_text("x = 1\nundefined\n")
+    for module, said in (
+        ("nowhere", "importing 'nowhere' failed: ModuleNotFoundError: No module named 'nowhere'"),
+        ("broken", f"importing 'broken' failed ({directory / 'broken.py'}, line 2): NameError"),
+        ("my_tasks.py", "got the file 'my_tasks.py'; say 'my_tasks'"),
+    ):
+        assert main(["--import", module, "tasks"]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert main(["tasks", "--import"]) == 2
+    assert "--import takes the name of a module" in capsys.readouterr().err
+
+
+def test_a_policy_is_found_by_module_and_name(directory):
+    (directory / "mine.py").write_text(
+        "from esper import Decision\n"
+        "from esper.tamiyo.policy.rules import WaitPolicy\n"
+        "def rule(run):\n    return Decision()\n"
+        "class Patient(WaitPolicy):\n    pass\n"
+    )
+    assert make_policy("mine:rule").rule is look_up("mine:rule")
+    assert isinstance(make_policy("mine:Patient"), look_up("mine:Patient"))
+    with pytest.raises(ValueError, match=r"the module mine .* has no 'other'"):
+        make_policy("mine:other")

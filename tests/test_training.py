@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from esper.cli import main
 from esper.env.episode import Variants
 from esper.simic import NetworkOptions, PPOConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.registry import SHIPPED
 from esper.tasks import TASKS, Wine
 from esper.training import OP_SHARES, TamiyoConfig, Watcher, compare_controllers, resume_tamiyo, train_tamiyo
 
@@ -126,7 +125,7 @@ def test_every_option_survives_the_run_directory(tmp_path):
         rent=0.01,
         waste=0.02,
         budget=700,
-        policy=Path("somewhere").resolve(),
+        policy=str(SHIPPED),
         variants=Variants(rent=(0.01, 0.05), interval=(0.5, 3.0)),
         paired=True,
         num_workers=2,
@@ -136,6 +135,7 @@ def test_every_option_survives_the_run_directory(tmp_path):
     )
     config.save(tmp_path)
     assert TamiyoConfig.load(tmp_path) == config
+    assert TamiyoConfig(policy="tamiyo").begins_with == SHIPPED
 
 
 def test_tasks_of_different_horizons_are_trained_together_where_episodes_draw_theirs():
@@ -147,7 +147,8 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_p
         ({"updates": 0}, "updates must be 1 or more, got 0"),
         ({"waste": -1.0}, "waste"),
         ({"task": ("wine", "quick_wine")}, "the same horizon"),
-        ({"policy": tmp_path / "nowhere"}, "nowhere"),
+        ({"policy": str(tmp_path / "nowhere")}, "nowhere"),
+        ({"policy": "heuristic"}, "a rule, which cannot learn"),
     ):
         with pytest.raises(ValueError, match=message):
             train_tamiyo(TamiyoConfig(**wrong), run_dir=tmp_path / "run")

@@ -37,6 +37,7 @@ from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, reading_prospects
 from esper.tamiyo.policy.protocol import Policy
+from esper.tamiyo.policy.registry import directory_of
 from esper.tamiyo.policy.rules import AuditionPolicy, FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 from esper.tasks import get_task
 
@@ -79,8 +80,9 @@ class TamiyoConfig:
     auditions: int = 0
     """Decisions that an audition in an empty slot lasts; 0 for no auditions. The policy then reads what they show, and
     the file says that it lives by them."""
-    policy: Path | None = None
-    """Directory of a trained policy that goes on learning; by default one with random weights begins."""
+    policy: str | None = None
+    """A trained policy that goes on learning: `tamiyo` (the one that comes with Esper) or a directory; by default one
+    with random weights begins."""
     variants: Variants = NO_VARIANTS
     """Ranges from which each episode draws its conditions, so that the controller generalises; off by default."""
     paired: bool = False
@@ -95,6 +97,20 @@ class TamiyoConfig:
     """How the policy learns."""
     network: NetworkOptions = field(default_factory=lambda: NetworkOptions(probability_floor=0.002))
     """Sizes of the policy's network."""
+
+    @property
+    def begins_with(self) -> Path | None:
+        """Directory of the policy that goes on learning.
+
+        Raises:
+            ValueError: For a name that is neither that of a trained policy nor a directory.
+        """
+        if self.policy is None:
+            return None
+        directory = directory_of(self.policy)
+        if directory is None:
+            raise ValueError(f"policy '{self.policy}' is a rule, which cannot learn; expected 'tamiyo' or a directory")
+        return directory
 
     def check(self) -> None:
         """Raise ValueError for what makes no sense, before anything is written."""
@@ -114,7 +130,7 @@ class TamiyoConfig:
     def save(self, run_dir: Path) -> None:
         """Write ``command.json``, from which a run is resumed."""
         options = dataclasses.asdict(self)
-        options["policy"] = None if self.policy is None else str(self.policy.resolve())
+        options["policy"] = None if self.begins_with is None else str(self.begins_with.resolve())
         write_json_atomic(run_dir / "command.json", options)
 
     @classmethod
@@ -181,7 +197,7 @@ def train_tamiyo(
             f"{directory} exists and is not empty; go on with the run in it (resume_tamiyo, or `esper train --resume "
             f"{directory}`), or choose another directory"
         )
-    policy = None if config.policy is None else LSTMPolicyBundle.load(config.policy)
+    policy = None if config.begins_with is None else LSTMPolicyBundle.load(config.begins_with)
     with nullcontext() if directory is None else locked(directory):
         if directory is not None:
             config.save(directory)
@@ -205,7 +221,7 @@ def resume_tamiyo(run_dir: str | os.PathLike[str], *, watcher: Watcher | None = 
     config.check()
     with locked(directory):
         resume = holds_checkpoint(directory / "checkpoint")
-        begun_with = find_checkpoint(directory / "checkpoint") if resume else config.policy
+        begun_with = find_checkpoint(directory / "checkpoint") if resume else config.begins_with
         policy = None if begun_with is None else LSTMPolicyBundle.load(begun_with)
         return _train(config, policy, directory, watcher or Watcher(), resume=resume)
 

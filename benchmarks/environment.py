@@ -98,7 +98,8 @@ def watch_engines(stopwatch: Stopwatch) -> None:
     for engine in (LoopEngine, StackedEngine):
         for method in ("reset", "step"):
             stopwatch.watch(engine, method, lambda *_: "books")
-    stopwatch.watch(StackedEngine, "_evaluate", lambda *_: "validation")
+    stopwatch.watch(StackedEngine, "_validate", lambda *_: "validation")
+    stopwatch.watch(StackedEngine, "_record", lambda *_: "attribution")
     stopwatch.watch(HostStack, "train", lambda *_: "training")
     stopwatch.watch(HostStack, "outputs", lambda _, views, x: "attribution" if views[0].question else "validation")
     stopwatch.watch(HostRun, "_train_interval", lambda *_: "training")

@@ -117,7 +117,7 @@ def test_a_choice_outside_its_head_is_refused():
         Decision(Op.ADVANCE, alpha_target=0.6)
     with pytest.raises(ValueError, match="head 'style' takes a choice from 0 to 2, got 3"):
         Decision(Op.GERMINATE, style=3)
-    with pytest.raises(ValueError, match="not a valid Op"):
+    with pytest.raises(ValueError, match="head 'op' takes a choice from 0 to 5"):
         Decision(6)
     with pytest.raises(ValueError, match="unknown action head"):
         Decision.from_mapping({"operation": 1})

@@ -81,6 +81,15 @@ def test_a_killed_worker_is_named_with_its_exit_code_and_the_next_engine_has_a_n
     again.close()
 
 
+def test_an_error_in_a_worker_is_raised_here_and_the_worker_serves_on():
+    env = envs()
+    env.reset(seed=0)
+    with pytest.raises(AttributeError, match="'seed'"):
+        env.engine.reset({0: None, 1: None})
+    assert env.reset(seed=0)[1]["score"].shape == (2,)
+    env.close()
+
+
 def test_a_call_that_was_interrupted_leaves_no_answer_for_the_next(monkeypatch):
     env = envs()
 

@@ -9,6 +9,7 @@ import difflib
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from esper.heads import Head, HeadTable
 from esper.lifecycle import Op
@@ -109,7 +110,7 @@ class Decision:
     ) -> None:
         choices = {"blueprint": blueprint, "style": style, "tempo": tempo, "curve": curve, "alpha_target": alpha_target}
         resolved = {name: _index(HEADS.named(name), choice) for name, choice in choices.items()}
-        for name, value in {"op": Op(op), "slot": slot, **resolved}.items():
+        for name, value in {"op": Op(_index(HEADS.named("op"), op)), "slot": slot, **resolved}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -118,7 +119,7 @@ class Decision:
         unknown = sorted(set(action) - set(HEAD_NAMES))
         if unknown:
             raise ValueError(f"unknown action head(s) {unknown}; expected a subset of {list(HEAD_NAMES)}")
-        return cls(**{name: int(value) for name, value in action.items()})  # type: ignore[arg-type]
+        return cls(**{name: _whole(name, value) for name, value in action.items()})  # type: ignore[arg-type]
 
     def to_mapping(self, slot_names: Sequence[str] = ()) -> dict[str, int]:
         """This decision as a mapping from head name to index; a slot's name is looked up among ``slot_names``."""
@@ -151,6 +152,17 @@ def slot_index(slot: int | str, slot_names: Sequence[str]) -> int:
     if not slot_names:
         raise ValueError(f"slot '{slot}' is given by name where the slots' names are not known; give its index")
     return _place(slot, slot_names, what="slot")
+
+
+def _whole(head: str, choice: Any) -> int:
+    """A choice that came as some kind of number, as an int."""
+    try:
+        index = int(choice)
+    except (TypeError, ValueError, OverflowError):
+        index = None
+    if index is None or index != choice:
+        raise ValueError(f"head '{head}' takes the index of a choice, a whole number, got {choice}")
+    return index
 
 
 def _index(head: Head, choice: int | str | float) -> int:

@@ -63,6 +63,13 @@ def test_a_loss_that_is_not_finite_is_divergence_from_the_first(loss: float) -> 
     assert feed(2.3, 2.2).check(loss)
 
 
+@pytest.mark.parametrize("validated", [(math.nan, 0.5), (2.2, math.nan), (math.inf, 0.0)])
+def test_what_is_not_finite_on_validation_data_is_divergence_too(validated: tuple[float, float]) -> None:
+    governor = feed(2.3)
+    assert governor.check(2.2, *validated)
+    assert not governor.check(2.2, 99.0, -5.0), "a high validation loss alone is not"
+
+
 def test_the_band_follows_the_loss_and_lets_noise_pass() -> None:
     governor = feed(2.3, 1.9, 1.5, 1.6, 1.1, 0.9, 1.2, 0.7, 0.5, 0.9, 0.4, 0.3)
     assert not governor.check(1.2)

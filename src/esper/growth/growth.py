@@ -207,7 +207,8 @@ class Growth:
                 higher is better, and 0 is what a useless network reaches (below, it counts as 0 for a policy). With
                 ``chance_loss`` it returns the loss alone. It must put the model into evaluation mode itself; it runs
                 without gradients, and the modes are restored afterwards.
-            train_loss: Mean training loss of the interval. The governor watches it; without it, the validation loss.
+            train_loss: Mean training loss of the interval. The governor holds it, or without it the validation loss,
+                against its band; none of what is measured may be other than finite.
 
         Returns:
             What was measured and decided.
@@ -286,8 +287,7 @@ class Growth:
         if self._governor is None:
             return False, []
         (watched,) = ranks.mean([loss if train_loss is None else train_loss])
-        finite = math.isfinite(loss) and math.isfinite(score)
-        if not self._governor.check(watched if finite and watched is not None else math.nan):
+        if not self._governor.check(math.nan if watched is None else watched, loss, score):
             return False, []
         ranks.average_statistics(self.network)
         undo.callback(self._restore, self._governor.present())

@@ -36,15 +36,18 @@ class Snapshot:
 
 
 class Governor:
-    """Watches the loss of one run; rolls model, optimizer and growth back when it has diverged.
+    """Watches one run; rolls model, optimizer and growth back when it has diverged.
 
-    A run has diverged when its loss is not finite, when a seed's parameters are not, or when the loss is far above the
-    running band of good losses:
+    A run has diverged when its training loss, or what it comes to on validation data, is not finite; when a parameter
+    of a seed or of the host is not; or when the training loss is far above the running band of good losses:
 
         loss > median + max(6 σ, 2 |median|, first loss / 2),   σ = 1.4826 · median absolute deviation.
 
-    Once a decision: ``if governor.check(loss): governor.roll_back()``, else ``governor.take_snapshot()``. The first
-    snapshot is taken when the governor is made.
+    (A host with trainable parameters that are not finite when the governor is made, such as memory that nothing has
+    filled, is not judged by its parameters.)
+
+    Once a decision: ``if governor.check(loss, *validated): governor.roll_back()``, else ``governor.take_snapshot()``.
+    The first snapshot is taken when the governor is made.
 
     Args:
         network: The growing network.
@@ -56,6 +59,7 @@ class Governor:
         self.optimizer = optimizer
         self._first_loss: float | None = None
         self._losses: deque[float] = deque(maxlen=WINDOW)
+        self._judges_host = self._host_is_finite()
         self.take_snapshot()
 
     @property
@@ -67,9 +71,14 @@ class Governor:
         spread = 1.4826 * median(abs(loss - centre) for loss in self._losses)
         return centre + max(6 * spread, 2 * abs(centre), abs(self._first_loss) / 2)
 
-    def check(self, loss: float) -> bool:
-        """Whether the run has diverged, given the mean training loss since the last check. Remembers good ones."""
-        healthy = math.isfinite(loss) and loss <= self.limit and self._seeds_are_finite()
+    def check(self, loss: float, *validated: float) -> bool:
+        """Whether the run has diverged. A good loss is remembered.
+
+        Args:
+            loss: Mean training loss since the last check.
+            validated: Loss and score on validation data; other samples may show what training does not touch.
+        """
+        healthy = all(map(math.isfinite, (loss, *validated))) and loss <= self.limit and self._weights_are_finite()
         if healthy:
             self._first_loss = loss if self._first_loss is None else self._first_loss
             self._losses.append(loss)
@@ -91,9 +100,9 @@ class Governor:
         """Go back to the snapshot, prune the culprit if there is one, and make the result the new snapshot.
 
         The learning rate and its like stay as they are now, and the number of decisions goes on: the scheduler and the
-        controller have not gone back. The seed to blame is the first in this list, if any: the only ones that are not
-        finite while the host is; one whose measured output had 10 times the root mean square of its slot's; one whose
-        alpha has moved in this decision.
+        controller have not gone back. The seed to blame is the first in this list, if any: one that is blended in and
+        whose measured output had 10 times the root mean square of its slot's (what it sends back may have broken
+        others); one that is not finite while the host is; one whose alpha has moved in this decision.
 
         Returns:
             What happened to the slots, in order.
@@ -109,8 +118,14 @@ class Governor:
         self.take_snapshot()
         return events
 
+    def _weights_are_finite(self) -> bool:
+        return self._seeds_are_finite() and (self._host_is_finite() or not self._judges_host)
+
     def _seeds_are_finite(self) -> bool:
         return _all_finite(self.network.seed_parameters())
+
+    def _host_is_finite(self) -> bool:
+        return _all_finite(p for p in self.network.host_parameters() if p.requires_grad)
 
     def _restore(self) -> None:
         """Make the run what the last good snapshot says."""
@@ -149,17 +164,13 @@ def _identity(slot: Slot) -> tuple[int, bool]:
 
 
 def _find_culprit(network: GrowingNetwork) -> int | None:
-    active = [i for i, slot in enumerate(network.slots) if slot.stage in ACTIVE_STAGES]
-    if _all_finite(network.host_parameters()):
-        broken = [i for i in active if not _all_finite(network.slots[i].parameters())]
-        if broken:
-            return broken[0]
-    blended = [i for i in active if network.slots[i].stage is not Stage.TRAINING]
-    for suspicious in (_has_run_away, _has_just_moved):
-        for index in blended:
-            if suspicious(network.slots[index]):
-                return index
-    return None
+    slots = {i: slot for i, slot in enumerate(network.slots) if slot.stage in ACTIVE_STAGES}
+    blended = {i: slot for i, slot in slots.items() if slot.stage is not Stage.TRAINING}
+    suspects = [i for i, slot in blended.items() if _has_run_away(slot)]
+    if not suspects and _all_finite(network.host_parameters()):
+        suspects = [i for i, slot in slots.items() if not _all_finite(slot.parameters())]
+    suspects += [i for i, slot in blended.items() if _has_just_moved(slot)]
+    return next(iter(suspects), None)
 
 
 def _has_run_away(slot: Slot) -> bool:

@@ -34,11 +34,13 @@ class HostRun(Run):
         with self._own_randomness():
             train_loss = self._train_interval()
         self.decision += 1
-        self.rolled_back = self.governor.check(train_loss)
+        validated = self._evaluate()
+        self.rolled_back = self.governor.check(train_loss, *validated)
         if self.rolled_back:
             self.governor.roll_back()
+            validated = self._evaluate()
         self.train_losses.append(train_loss)
-        self.record(*self._evaluate())
+        self.record(*validated)
         contributions(self.network, self._evaluate_sample)
         if not self.rolled_back:
             self.governor.take_snapshot()

@@ -124,6 +124,21 @@ class Run(History):
         self.learning_rate = self.episode.learning_rate_after(self.decision)
         return self.learning_rate
 
+    def record(self, loss: float, score: float) -> None:
+        """Enter the result of an evaluation on validation data.
+
+        Raises:
+            ValueError: If it is not finite: it is that of an untrained host, or of one that was rolled back, so no
+                good state is left to go back to.
+        """
+        if not (math.isfinite(loss) and math.isfinite(score)):
+            raise ValueError(
+                f"task '{self.task.name}', episode {self.episode.seed}: expected a finite loss and score on validation "
+                f"data, got {loss} and {score}, and no good state is left to go back to; check the task's data, host "
+                "and loss"
+            )
+        super().record(loss, score)
+
     def report(self) -> RowReport:
         """Readings and masks after the latest decision."""
         return RowReport(self.reading(self.network), self.network.masks(), self.samples_seen)

@@ -11,7 +11,7 @@ otherwise while no other host holds its like.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,17 @@ from esper.env.engine.stacking.ops import convolution, elementwise, layers  # no
 from esper.env.engine.stacking.rollback import StackedGovernor
 from esper.env.engine.stacking.stack import HostStack, StackedRun, View
 from esper.env.episode import Episode
-from esper.network.attribution import counterfactuals, enter_contributions
+from esper.network.attribution import Evaluation, counterfactuals, enter_contributions
 from esper.tasks import Task
+
+
+class Validated(NamedTuple):
+    """What a host comes to on validation data."""
+
+    whole: Evaluation
+    """On all of them."""
+    sample: Evaluation
+    """On those on which contributions are measured."""
 
 
 class StackedEngine(Engine):
@@ -56,7 +65,7 @@ class StackedEngine(Engine):
             if row in self.runs:
                 self._stack_of[row].leave(self.runs[row])
             self._begin(row, episode)
-        self._evaluate(list(episodes))
+        self._record(self._validate(list(episodes)))
         return {row: self.runs[row].report() for row in episodes}
 
     def step(self, decisions: Mapping[int, Decision]) -> dict[int, RowReport]:
@@ -68,8 +77,11 @@ class StackedEngine(Engine):
         for stack, members in self._by_stack(rows):
             for together in self._by_steps(members):
                 for row, loss in zip(together, stack.train([self.runs[row] for row in together]), strict=True):
-                    self._end_interval(row, loss)
-        self._evaluate(rows)
+                    self.runs[row].decision += 1
+                    self.runs[row].train_losses.append(loss)
+        validated = self._validate(rows)
+        diverged = [row for row in rows if self._roll_back_if_diverged(row, validated[row])]
+        self._record(validated | self._validate(diverged))
         for row in rows:
             if not self.runs[row].rolled_back:
                 self.runs[row].governor.take_snapshot()
@@ -105,34 +117,43 @@ class StackedEngine(Engine):
         steps = {row: self.runs[row].episode.steps_per_decision(self.task) for row in rows}
         return [[row for row in rows if steps[row] == length] for length in sorted(set(steps.values()))]
 
-    def _end_interval(self, row: int, loss: float) -> None:
+    def _roll_back_if_diverged(self, row: int, validated: Validated) -> bool:
         run = self.runs[row]
-        run.decision += 1
-        run.train_losses.append(loss)
-        run.rolled_back = run.governor.check(loss)
+        run.rolled_back = run.governor.check(run.train_losses[-1], *validated.whole)
         if run.rolled_back:
             run.governor.roll_back()
             self._stack_of[row].settle_seeds(run)
+        return run.rolled_back
 
     @torch.no_grad()
-    def _evaluate(self, rows: Sequence[int]) -> None:
-        """Validate the rows and measure what their seeds contribute."""
+    def _validate(self, rows: Sequence[int]) -> dict[int, Validated]:
+        """What the rows come to on validation data, as they are now."""
         splits, sample = self.task.splits(), slice(ATTRIBUTION_SAMPLES)
+        found: dict[int, Validated] = {}
         for stack, members in self._by_stack(rows):
-            runs = [self.runs[row] for row in members]
-            outputs = stack.outputs([View(run) for run in runs], splits.val_x)
-            for run, (loss, score) in zip(runs, self._evaluations(outputs, splits.val_y), strict=True):
-                run.record(loss, score)
-            views = [View(run, question) for run in runs for question in counterfactuals(run.network)]
+            outputs = stack.outputs([View(self.runs[row]) for row in members], splits.val_x)
+            whole = self._evaluations(outputs, splits.val_y)
+            part = self._evaluations(outputs[sample], splits.val_y[sample])
+            found |= {row: Validated(*both) for row, both in zip(members, zip(whole, part, strict=True), strict=True)}
+        return found
+
+    @torch.no_grad()
+    def _record(self, validated: Mapping[int, Validated]) -> None:
+        """Enter what the rows have come to, and measure what their seeds contribute."""
+        splits, sample = self.task.splits(), slice(ATTRIBUTION_SAMPLES)
+        for row, found in validated.items():
+            self.runs[row].record(*found.whole)
+        for stack, members in self._by_stack(list(validated)):
+            runs = {row: self.runs[row] for row in members}
+            views = [View(run, question) for run in runs.values() for question in counterfactuals(run.network)]
             if not views:
                 continue
-            as_is = self._evaluations(outputs[sample], splits.val_y[sample])
             answers = self._evaluations(stack.outputs(views, splits.val_x[sample]), splits.val_y[sample])
-            for run, evaluation in zip(runs, as_is, strict=True):
+            for row, run in runs.items():
                 mine = {v.question: a for v, a in zip(views, answers, strict=True) if v.run is run and v.question}
-                enter_contributions(run.network, evaluation, mine)
+                enter_contributions(run.network, validated[row].sample, mine)
 
-    def _evaluations(self, outputs: Tensor, targets: Tensor) -> list[tuple[float, float]]:
+    def _evaluations(self, outputs: Tensor, targets: Tensor) -> list[Evaluation]:
         """(loss, score) of every row of stacked outputs."""
         losses, scores = self.task.loss(outputs, targets).data, self.task.score(outputs, targets).data
         return list(zip(losses.tolist(), scores.tolist(), strict=True))

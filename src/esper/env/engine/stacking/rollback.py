@@ -59,6 +59,9 @@ class StackedGovernor(Governor):
         rows = [self._run.seeds[i, slot.life.blueprint].weights() for i, slot in slots if slot.seed is not None]
         return all(bool(torch.isfinite(row).all()) for row in rows)
 
+    def _host_is_finite(self) -> bool:
+        return bool(torch.isfinite(self._run.host.weights()).all())
+
     def _restore(self) -> None:
         run = self._run
         run.host.restore(self._good.host)

@@ -2,8 +2,12 @@
 
 import importlib
 import inspect
+import io
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -129,6 +133,38 @@ def test_a_command_that_is_stopped_says_how_to_go_on(error, said, capsys):
     with pytest.raises(type(error)), resumable(Console(), "esper train --resume runs/mine"):
         raise error
     assert ("go on with: esper train --resume runs/mine" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_command_with_the_line_that_goes_on_and_its_exit_code(signum, code, monkeypatch, capsys):
+    def run(self, console):
+        with resumable(console, "esper train --resume runs/mine"):
+            os.kill(os.getpid(), signum)
+            time.sleep(10)
+
+    monkeypatch.setattr("esper.commands.listings.TasksCommand.run", run)
+    before = signal.getsignal(signum)
+    assert main(["tasks"]) == code
+    assert capsys.readouterr() == ("stopped; go on with: esper train --resume runs/mine\n", "")
+    assert signal.getsignal(signum) is before
+
+
+def test_a_hang_up_that_is_ignored_stays_so(monkeypatch, capsys):
+    monkeypatch.setattr("esper.commands.listings.TasksCommand.run", lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert main(["tasks"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_hides_no_signal():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(KeyboardInterrupt), resumable(Console(file=Gone()), "esper train --resume runs/mine"):
+        raise KeyboardInterrupt
 
 
 def test_a_run_that_another_process_writes_is_refused_by_name(tmp_path, capsys):

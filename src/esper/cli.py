@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import tyro
 from rich.console import Console
@@ -50,7 +54,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 a worker died, 2 wrong options or a refusal, 130 after Ctrl-C."""
+    """Run one command; the exit code: 0 done, 1 a worker died, 2 wrong options or a refusal, 130 after Ctrl-C.
+
+    SIGTERM and SIGHUP end a command as Ctrl-C does, workers included, with the codes 143 and 129.
+    """
     modules, others = _imports(sys.argv[1:] if arguments is None else list(arguments))
     name, *options = others or [""]
     if name == "--version":
@@ -64,16 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     module, command_name = COMMANDS[name][0].split(":")
     try:
-        import_modules(modules)
-        command = tyro.cli(getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}")
-        keep_freed_memory()
-        command.run(Console())
+        with _stopping_when_told():
+            import_modules(modules)
+            command = tyro.cli(
+                getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}"
+            )
+            keep_freed_memory()
+            command.run(Console())
     except ChildProcessError as error:
         print(f"esper: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, MemoryError) as error:
         print(f"esper: {_in_one_line(error)}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        return 128 + stop.signum
     except KeyboardInterrupt:
         return 130
     return 0
@@ -89,6 +101,35 @@ def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             others.append(argument)
     return modules, others
+
+
+class Stopped(KeyboardInterrupt):
+    """The system, or whoever closed the terminal, wants this process to end: it ends as after Ctrl-C."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Stopped(signum)
+
+
+@contextmanager
+def _stopping_when_told() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise :class:`Stopped`, but for one that is ignored, as under ``nohup``."""
+    if threading.current_thread() is not threading.main_thread():  # no other one is told of signals
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [s for s, handler in before.items() if handler is not signal.SIG_IGN]
+    for signum in heard:
+        signal.signal(signum, _stop)
+    try:
+        yield
+    finally:
+        for signum in heard:
+            signal.signal(signum, before[signum])
 
 
 def _in_one_line(error: Exception) -> str:

@@ -112,6 +112,7 @@ def test_esper_ppo_is_a_command(tmp_path, capsys):
         (MemoryError("cannot allocate\n8 GB"), 2, "memory has run out: cannot allocate 8 GB"),
         (ChildProcessError("worker process 5 was killed"), 1, "worker process 5 was killed"),
         (ValueError("two\nlines"), 2, "two lines"),
+        (ValueError("no column '\x1b[2Jé'"), 2, "no column '\N{REPLACEMENT CHARACTER}[2Jé'"),
         (KeyboardInterrupt(), 130, None),
     ],
 )

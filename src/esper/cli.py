@@ -133,7 +133,8 @@ def _stopping_when_told() -> Iterator[None]:
 
 
 def _in_one_line(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    """What an error says; what it quotes from a file must not steer the terminal."""
+    said = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(error).split()))
     return f"memory has run out: {said}" if isinstance(error, MemoryError) else said
 
 

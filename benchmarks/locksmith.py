@@ -23,7 +23,7 @@ from esper.simic.locksmith import CEILINGS, Locksmith
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.vectorized import make_bundle
 
-PPO = PPOConfig(learning_rate=2e-3, minibatches=8, gamma=0.5)
+PPO = PPOConfig(learning_rate="linear:2e-3", minibatches=8, gamma=0.5)
 """A reward follows its action at once, so little foresight is needed."""
 
 

@@ -49,14 +49,14 @@ TASKS = (
         RepeatPreviousEasy,
         published=1.000,
         steps=600_000,
-        ppo=PPOConfig(learning_rate=1e-3, minibatches=8, gamma=0.9),
+        ppo=PPOConfig(learning_rate="linear:1e-3", minibatches=8, gamma=0.9),
     ),
     Task(
         "NoisyPositionOnlyCartPoleEasy",
         NoisyPositionOnlyCartPoleEasy,
         published=0.995,
         steps=600_000,
-        ppo=PPOConfig(learning_rate=1e-3),
+        ppo=PPOConfig(learning_rate="linear:1e-3"),
     ),
 )
 

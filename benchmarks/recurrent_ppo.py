@@ -95,7 +95,7 @@ def our_trainer(seed: int, updates: int, *, vectorised: bool = False) -> Trainer
         seed=seed,
         updates=updates,
         num_steps=NUM_STEPS,
-        ppo=PPOConfig(epochs=EPOCHS, minibatches=STEPS_PER_UPDATE // BATCH, anneal_learning_rate=False),
+        ppo=PPOConfig(epochs=EPOCHS, minibatches=STEPS_PER_UPDATE // BATCH, learning_rate=3e-4),
         network=NetworkOptions(hidden_dim=HIDDEN, head_dim=LAYER),
         normalize_observations=False,
         normalize_rewards=False,

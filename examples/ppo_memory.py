@@ -25,6 +25,6 @@ class PositionsOnly(TransformObservation):
 
 gym.register("PositionsOnly-v0", entry_point=PositionsOnly)
 
-config = simic.TrainConfig(total_steps=TOTAL_STEPS, ppo=simic.PPOConfig(learning_rate=1e-3))
+config = simic.TrainConfig(total_steps=TOTAL_STEPS, ppo=simic.PPOConfig(learning_rate="linear:1e-3"))
 result = simic.train("PositionsOnly-v0", config=config, callback=simic.Progress())
 print(f"mean return {simic.evaluate(result.policy, 'PositionsOnly-v0', episodes=20).mean_return:.0f}")

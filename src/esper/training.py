@@ -33,6 +33,7 @@ from esper.evaluation import Table, compare, evaluation_seeds, names, validation
 from esper.files import from_plain, is_unused, locked, read_json, write_json_atomic
 from esper.observation import PROSPECT_SIZE
 from esper.simic import Callback, NetworkOptions, PPOConfig, TrainConfig
+from esper.simic.schedules import plain_fields
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, reading_prospects
@@ -46,7 +47,7 @@ OP_SHARES = (1.0, 0.3, 0.1)
 (2019)."""
 
 PPO_FOR_GROWTH = PPOConfig(
-    learning_rate=1e-3,
+    learning_rate="linear:1e-3",
     gamma=1.0,
     gae_lambda=0.95,
     epochs=8,
@@ -129,7 +130,7 @@ class TamiyoConfig:
 
     def save(self, run_dir: Path) -> None:
         """Write ``command.json``, from which a run is resumed."""
-        options = dataclasses.asdict(self)
+        options = dataclasses.asdict(self, dict_factory=plain_fields)
         options["policy"] = None if self.begins_with is None else str(self.begins_with.resolve())
         write_json_atomic(run_dir / "command.json", options)
 

@@ -170,15 +170,13 @@ def test_a_run_goes_on_with_other_rates_lengths_and_environments(tmp_path: Path,
         total_steps=4 * 32 + 3 * 24,
         num_envs=3,
         num_steps=8,
-        ppo=PPOConfig(
-            learning_rate=1e-4, anneal_learning_rate=False, clip=0.1, gae_lambda=0.9, epochs=2, minibatches=2
-        ),
+        ppo=PPOConfig(learning_rate=1e-4, clip=0.1, gae_lambda=0.9, epochs=2, minibatches=2),
     )
     with caplog.at_level(logging.WARNING):
         rest = train("CartPole-v1", config=other, run_dir=tmp_path, resume=True)
     assert [row["update"] for row in rest.metrics] == [5, 6, 7]
     assert {row["learning_rate"] for row in rest.metrics} == {1e-4}
-    assert "ppo.learning_rate=0.0001 (it was 0.0003)" in caplog.text
+    assert "ppo.learning_rate=0.0001 (it was linear:3e-4)" in caplog.text
     described = json.loads((tmp_path / "config.json").read_text())
     assert described["train"]["ppo"]["learning_rate"] == 1e-4
     for fixed in (

@@ -75,7 +75,9 @@ def trained(request: pytest.FixtureRequest) -> Trained:
         normalize_rewards=False,
         network=simic.NetworkOptions(hidden_dim=32, head_dim=32, slot_dim=16),
         # entropy enough that every op goes on being taken
-        ppo=ppo.PPOConfig(learning_rate=5e-3, gamma=1.0, gae_lambda=1.0, minibatches=2, entropy_coefficient=2.0),
+        ppo=ppo.PPOConfig(
+            learning_rate="linear:5e-3", gamma=1.0, gae_lambda=1.0, minibatches=2, entropy_coefficient=2.0
+        ),
     )
     result = simic.train(envs, config=config)
     envs.close()

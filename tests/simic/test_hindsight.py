@@ -217,7 +217,7 @@ def test_a_price_that_was_never_played_is_learned(price: float, probability: flo
     options = TrainConfig(
         updates=40,
         num_steps=8,
-        ppo=ppo.PPOConfig(learning_rate=3e-3, anneal_learning_rate=False),
+        ppo=ppo.PPOConfig(learning_rate=3e-3),
         network=NetworkOptions(probability_floor=0.1),
         normalize_observations=False,
         normalize_rewards=False,

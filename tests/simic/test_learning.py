@@ -169,7 +169,7 @@ def test_learns_the_identity_on_every_action_space(make: Callable[[], Identity],
     config = TrainConfig(
         updates=24,
         num_steps=16,
-        ppo=PPOConfig(learning_rate=1e-2, gamma=0.5, minibatches=2),
+        ppo=PPOConfig(learning_rate="linear:1e-2", gamma=0.5, minibatches=2),
         network=NetworkOptions(hidden_dim=32, head_dim=32, recurrent=recurrent),
     )
     policy = train(make(), config=config).policy
@@ -199,7 +199,7 @@ def test_learns_numbers_trees_and_pictures(make: Callable[[], Identity]) -> None
     config = TrainConfig(
         updates=24,
         num_steps=16,
-        ppo=PPOConfig(learning_rate=5e-3, gamma=0.5, minibatches=2, entropy_coefficient=0.001),
+        ppo=PPOConfig(learning_rate="linear:5e-3", gamma=0.5, minibatches=2, entropy_coefficient=0.001),
         network=NetworkOptions(hidden_dim=32, head_dim=32, part_dim=32, recurrent=False),
     )
     result = train(make(), config=config)
@@ -286,7 +286,9 @@ def cartpole_without_velocities(num_envs: int = 16) -> VectorEnv:
 
 
 def cartpole_return(**network: Any) -> float:
-    config = TrainConfig(total_steps=150_000, ppo=PPOConfig(learning_rate=1e-3), network=NetworkOptions(**network))
+    config = TrainConfig(
+        total_steps=150_000, ppo=PPOConfig(learning_rate="linear:1e-3"), network=NetworkOptions(**network)
+    )
     policy = train(cartpole_without_velocities(), config=config).policy
     return evaluate(policy, cartpole_without_velocities(), episodes=100).mean_return
 
@@ -310,7 +312,7 @@ def locksmiths(*, masked: bool = True) -> VectorEnv:
 def locksmith_return(*, masked: bool = True, independent: bool = False, **network: Any) -> float:
     config = TrainConfig(
         total_steps=120_000,
-        ppo=PPOConfig(learning_rate=2e-3, minibatches=8, gamma=0.5),
+        ppo=PPOConfig(learning_rate="linear:2e-3", minibatches=8, gamma=0.5),
         network=NetworkOptions(**network),
     )
     envs = locksmiths(masked=masked)

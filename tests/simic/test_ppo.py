@@ -144,7 +144,7 @@ def reference_loss(policy: LSTMPolicyBundle, rollout: RolloutBuffer, config: PPO
                 entropies[i].append(evaluation.entropy[head].item())
                 ratio = math.exp(evaluation.log_probs[head].item() - old[t, k, i].item())
                 a = ((advantages[t, k, i] - scale[i][0]) / scale[i][1]).item()
-                surrogate += min(ratio * a, max(min(ratio, 1 + config.clip), 1 - config.clip) * a)
+                surrogate += min(ratio * a, max(min(ratio, 1.2), 0.8) * a)
     weights = config.entropy_coefficients(heads)
     bonus = sum(w * sum(e) / len(e) for w, e in zip(weights, entropies, strict=True))
     return -surrogate / rows + config.value_coefficient * 0.5 * squared / rows - bonus
@@ -155,7 +155,7 @@ def test_the_loss_equals_the_slow_reference(mode, tree_world, collected) -> None
     rollout["log_probs"].add_(torch.randn_like(rollout["log_probs"]) * 0.3)  # as if the policy had moved
     config = PPOConfig(head_entropy_coefficients={"item": 0.3})
     (batch,) = next(iter(minibatches([rollout], 1))).values()
-    terms = ppo._terms(policy, batch, AdvantageScale.of([rollout]), config.clip)
+    terms = ppo._terms(policy, batch, AdvantageScale.of([rollout]), 0.2)
     expected = reference_loss(policy, rollout, config, rollout["log_probs"])
     assert ppo._loss(terms, config, policy.heads).item() == pytest.approx(expected, rel=1e-4)
 
@@ -249,8 +249,8 @@ def test_no_step_is_longer_than_the_norm_that_the_gradient_is_scaled_down_to(
     """Under plain gradient descent of rate 1, a step is as long as the gradient."""
     policy, rollout, _ = collected(tree_world(6, mode), 24)
     before = torch.cat([p.detach().flatten() for p in policy.network.parameters()])
-    config = PPOConfig(epochs=1, minibatches=1, max_grad_norm=max_norm)
-    optimizer = torch.optim.SGD(policy.network.parameters(), lr=1.0)
+    config = PPOConfig(epochs=1, minibatches=1, max_grad_norm=max_norm, learning_rate=1.0)
+    optimizer = torch.optim.SGD(policy.network.parameters())
     metrics = ppo.update(policy, optimizer, [rollout], config, torch.Generator())
     step = float((torch.cat([p.detach().flatten() for p in policy.network.parameters()]) - before).norm())
     assert 0.2 < metrics["grad_norm"] < 1e3

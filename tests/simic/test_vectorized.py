@@ -405,12 +405,6 @@ def test_metrics_reach_tensorboard(tree_world, tmp_path: Path) -> None:
     assert "episode/score" in events.Tags()["scalars"]
 
 
-def test_the_learning_rate_falls_to_zero(tree_world) -> None:
-    result = train(tree_world(4, AutoresetMode.SAME_STEP), config=config(updates=4))
-    rates = [row["learning_rate"] / PPOConfig().learning_rate for row in result.metrics]
-    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
-
-
 def test_normalisers_are_filled_before_the_first_update_and_fixed_within_each(tree_world) -> None:
     """One rollout goes to the statistics; each later one is seen by the update as it was by the rollout."""
     result = train(tree_world(4, AutoresetMode.SAME_STEP), config=config(updates=3))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from esper.heads import HeadTable
 from esper.simic.rollout_buffer import RolloutBuffer, SequenceBatch, minibatches
+from esper.simic.schedules import Schedule, check, rate
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 
@@ -27,16 +28,15 @@ from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 class PPOConfig:
     """How the policy learns from a rollout."""
 
-    learning_rate: float = 3e-4
-    """Step size of Adam."""
-    anneal_learning_rate: bool = True
-    """Let the learning rate fall linearly to zero over the training."""
+    learning_rate: Schedule = "linear:3e-4"
+    """Step size of Adam: a number, "linear:START:END", "cosine:START:END" (without END: to zero), or "module:function"
+    of what remains of the training."""
     gamma: float = 0.99
     """Discount per step, in [0, 1]."""
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation: 0 for one-step differences, 1 for Monte Carlo."""
-    clip: float = 0.2
-    """How far a head's probability ratio may move from 1 before its gradient stops."""
+    clip: Schedule = 0.2
+    """How far a head's probability ratio may move from 1 before its gradient stops; a number or a schedule."""
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
@@ -59,13 +59,15 @@ class PPOConfig:
     vector environment by itself: a task in which little is at stake counts as much as one in which much is."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1), ("clip", 0, 1)):
+        for name, low, high in (("gamma", 0, 1), ("gae_lambda", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected a number from {low} to {high}, got {getattr(self, name)}")
         for name in ("epochs", "minibatches", "max_sequence_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm", "target_kl"):
+        check("learning_rate", self.learning_rate)
+        check("clip", self.clip, most=1)
+        for name in ("max_grad_norm", "target_kl"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
 
@@ -83,7 +85,7 @@ class PPOConfig:
 
 def make_optimizer(policy: LSTMPolicyBundle, config: PPOConfig) -> torch.optim.Optimizer:
     """Adam over the policy's weights, with the ε of the PPO implementations that are compared with each other."""
-    return torch.optim.Adam(policy.network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
+    return torch.optim.Adam(policy.network.parameters(), eps=1e-5, fused=True)
 
 
 def update(
@@ -92,6 +94,7 @@ def update(
     rollouts: Sequence[RolloutBuffer],
     config: PPOConfig,
     generator: torch.Generator | None = None,
+    remaining: float = 1.0,
 ) -> dict[str, float]:
     """Improve the policy on finished rollouts, with several passes over the same data.
 
@@ -101,6 +104,7 @@ def update(
         rollouts: One or more, :meth:`RolloutBuffer.finish` called; all are learned from together.
         config: The hyper-parameters.
         generator: Decides the minibatches.
+        remaining: Of the training, from 1 to 0; it decides the rates that change over it.
 
     Returns:
         Metrics. ``/{head}`` means one number per head, over the rows in which that head could matter (NaN when there
@@ -108,15 +112,20 @@ def update(
         nats per step), ``kl/{head}``, ``clip_fraction/{head}``, ``gradient_share/{head}`` (share of the policy
         gradient, taken at the log-probabilities), and ``gradient_steps``. From the first one:
         ``first_ratio_error/{head}``, the greatest ``|ratio − 1|``, which is rounding error unless rollout and update
-        disagree. And those of :func:`rollout_metrics`.
+        disagree. And ``learning_rate``, ``clip``, and those of :func:`rollout_metrics`.
 
     Raises:
+        ValueError: When a schedule gives no number that makes sense.
         RuntimeError: When the gradient is not finite; the weights are as before that step.
     """
+    learning_rate = rate("learning_rate", config.learning_rate, remaining)
+    clip = rate("clip", config.clip, remaining, most=1)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
     scales = [AdvantageScale.of([r]) if config.normalize_advantages else AdvantageScale.none() for r in rollouts]
     tally = _Tally(policy.heads)
     for minibatch in _passes(rollouts, config, generator):
-        terms = _combine([_terms(policy, batch, scales[r], config.clip) for r, batch in minibatch.items()])
+        terms = _combine([_terms(policy, batch, scales[r], clip) for r, batch in minibatch.items()])
         tally.add(terms)
         if config.target_kl is not None and terms.joint_kl / terms.rows > 1.5 * config.target_kl:
             break
@@ -124,7 +133,7 @@ def update(
         _loss(terms, config, policy.heads).backward()
         tally.grad_norms.append(_clip_gradient(policy, config.max_grad_norm))
         optimizer.step()
-    return tally.metrics() | rollout_metrics(rollouts)
+    return {"learning_rate": learning_rate, "clip": clip, **tally.metrics(), **rollout_metrics(rollouts)}
 
 
 def _passes(

@@ -16,6 +16,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from esper.files import from_plain, locked, read_json, write_json_atomic, written_whole
+from esper.simic.schedules import plain, plain_fields
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint, load_state, save_checkpoint
 from esper.simic.training.config import TrainConfig
 from esper.tamiyo.networks.config import NetworkConfig
@@ -70,7 +71,7 @@ class RunDirectory:
         if holds_checkpoint(self.checkpoint):
             raise ValueError(f"'{self.path}' already holds a run; resume it, or choose another directory")
         description = {
-            "train": dataclasses.asdict(config),
+            "train": dataclasses.asdict(config, dict_factory=plain_fields),
             "network": policy.network.config.to_json(),
             "environment": environment,
             "normalizes_observations": policy.observation_normalizer is not None,
@@ -97,7 +98,10 @@ class RunDirectory:
         state = load_state(checkpoint)
         if changed:
             logger.warning("the run in '%s' goes on with %s", self.path, ", ".join(changed))
-            write_json_atomic(self.config_file, read_json(self.config_file) | {"train": dataclasses.asdict(config)})
+            write_json_atomic(
+                self.config_file,
+                read_json(self.config_file) | {"train": dataclasses.asdict(config, dict_factory=plain_fields)},
+            )
         self._drop_rows_after(state["update"])
         self._writer = SummaryWriter(str(self.path), purge_step=state["update"] + 1)
         return checkpoint, state
@@ -170,7 +174,7 @@ def _options(config: Any, prefix: str = "") -> dict[str, Any]:
     options: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
-        options |= _options(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+        options |= _options(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: plain(value)}
     return options
 
 

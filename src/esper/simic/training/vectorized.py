@@ -276,16 +276,17 @@ class Trainer:
 
         Besides those of :func:`esper.simic.ppo.update`: ``update``, ``env_steps`` (in all), ``episodes`` (ended during
         the rollout), their mean ``return`` and ``length``, ``episode/{name}`` (means of what the environment reported),
-        ``learning_rate``, ``reward_scale``, ``steps_per_second``, ``collect_seconds`` and ``update_seconds``.
+        ``reward_scale``, ``steps_per_second``, ``collect_seconds`` and ``update_seconds``.
         """
-        config = self.config.ppo
-        remaining = 1.0 - self.updates / self.planned_updates if config.anneal_learning_rate else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * remaining
         reward_scale = 1.0 if self.reward_scaler is None else self.reward_scaler.scale
         in_hindsight = [c.hindsight.buffer for c in self.collectors if c.hindsight is not None]
         learned = ppo.update(
-            self.policy, self.optimizer, [*rollouts, *in_hindsight], config=config, generator=self.generator
+            self.policy,
+            self.optimizer,
+            [*rollouts, *in_hindsight],
+            self.config.ppo,
+            self.generator,
+            remaining=1.0 - self.updates / self.planned_updates,
         )
         self._observe(rollouts)
         self.updates += 1
@@ -296,7 +297,6 @@ class Trainer:
             "env_steps": float(self.env_steps),
             **self._episode_metrics(),
             **learned,
-            "learning_rate": config.learning_rate * remaining,
             "reward_scale": reward_scale,
             "steps_per_second": self._new_steps / (now - self._started),
             "collect_seconds": self._collected - self._started,

@@ -194,6 +194,59 @@ def test_a_head_that_no_action_uses_gets_exactly_no_gradient(tree_world, collect
     assert not hidden.weight.grad[-policy.network.config.head_dim :].any()
 
 
+@pytest.mark.parametrize(
+    ("value", "target", "before", "error", "gradient"),
+    [
+        (1.1, 2.0, 1.0, 0.81, -1.8),  # within 0.2 of where it was: the plain error
+        (1.5, 2.0, 1.0, 0.64, 0.0),  # went further towards its target: as if it had stopped at 1.2
+        (0.5, 2.0, 1.0, 2.25, -3.0),  # went away from its target: the plain error, to come back
+        (3.5, 2.0, 1.0, 2.25, 3.0),  # went past it, and is further off than where it should have stopped
+    ],
+)
+def test_a_clipped_value_learns_no_further_than_the_clip(value, target, before, error, gradient) -> None:
+    values = torch.tensor(value, requires_grad=True)
+    loss = ppo.squared_error(values, torch.tensor(target), torch.tensor(before), clip=0.2)
+    loss.backward()
+    assert loss.item() == pytest.approx(error)
+    assert values.grad == pytest.approx(gradient)
+    plain = ppo.squared_error(values, torch.tensor(target), torch.tensor(before), clip=None)
+    assert plain.item() == pytest.approx((value - target) ** 2)
+
+
+def test_values_are_clipped_about_what_they_were_at_rollout_time(tree_world, collected, mode) -> None:
+    """Nothing has moved yet, so any clip gives the plain loss; with other values at rollout time it does not."""
+    policy, rollout, _ = collected(tree_world(5, mode), 20)
+
+    def loss(clip: float | None) -> float:
+        (batch,) = next(iter(minibatches([rollout], 1))).values()
+        return ppo._terms(policy, batch, AdvantageScale.none(), 0.2, clip).squared_error.item()
+
+    assert loss(0.1) == pytest.approx(loss(None), rel=1e-5)
+    was = rollout["chosen_values"].clone()
+    rollout["chosen_values"].add_(0.5)  # as if all values had fallen since
+    valid = rollout["valid"]
+    stopped = (was + 0.4 - rollout.advantages.targets).square()
+    plain = (was - rollout.advantages.targets).square()
+    assert loss(0.1) == pytest.approx(torch.maximum(stopped, plain)[valid].sum().item(), rel=1e-4)
+    assert loss(0.1) > loss(None)
+
+
+def test_an_update_clips_values_as_it_is_told(tree_world, collected) -> None:
+    """At a clip of nearly nothing the critic stops as soon as it has moved."""
+
+    def error(clip: float | str | None) -> float:
+        torch.manual_seed(0)
+        policy, rollout, _ = collected(tree_world(6, AutoresetMode.SAME_STEP), 24)
+        config = PPOConfig(learning_rate=1e-2, clip_range_vf=clip, epochs=8, minibatches=1)
+        ppo.update(policy, ppo.make_optimizer(policy, config), [rollout], config, torch.Generator())
+        (batch,) = next(iter(minibatches([rollout], 1))).values()
+        return ppo._terms(policy, batch, AdvantageScale.none(), 0.2).squared_error.item()
+
+    assert error("linear:1e-6") > 1.05 * error(None)
+    with pytest.raises(ValueError, match="clip_range_vf: expected a number above 0"):
+        PPOConfig(clip_range_vf=-0.2)
+
+
 # ---------------------------------------------------------------------- update
 
 

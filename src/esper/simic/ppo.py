@@ -37,6 +37,9 @@ class PPOConfig:
     """λ of generalised advantage estimation: 0 for one-step differences, 1 for Monte Carlo."""
     clip: Schedule = 0.2
     """How far a head's probability ratio may move from 1 before its gradient stops; a number or a schedule."""
+    clip_range_vf: Schedule | None = None
+    """How far a value may move from what it was at rollout time before its gradient stops, in units of the (normalised)
+    return, see :func:`squared_error`; a number or a schedule. ``None``: however far."""
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
@@ -67,6 +70,8 @@ class PPOConfig:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         check("learning_rate", self.learning_rate)
         check("clip", self.clip, most=1)
+        if self.clip_range_vf is not None:
+            check("clip_range_vf", self.clip_range_vf)
         for name in ("max_grad_norm", "target_kl"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
@@ -120,12 +125,13 @@ def update(
     """
     learning_rate = rate("learning_rate", config.learning_rate, remaining)
     clip = rate("clip", config.clip, remaining, most=1)
+    value_clip = None if config.clip_range_vf is None else rate("clip_range_vf", config.clip_range_vf, remaining)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     scales = [AdvantageScale.of([r]) if config.normalize_advantages else AdvantageScale.none() for r in rollouts]
     tally = _Tally(policy.heads)
     for minibatch in _passes(rollouts, config, generator):
-        terms = _combine([_terms(policy, batch, scales[r], clip) for r, batch in minibatch.items()])
+        terms = _combine([_terms(policy, batch, scales[r], clip, value_clip) for r, batch in minibatch.items()])
         tally.add(terms)
         if config.target_kl is not None and terms.joint_kl / terms.rows > 1.5 * config.target_kl:
             break
@@ -192,7 +198,32 @@ class _Terms(NamedTuple):
     """Greatest |ratio − 1|: not a sum."""
 
 
-def _terms(policy: LSTMPolicyBundle, batch: SequenceBatch, scale: AdvantageScale, clip: float) -> _Terms:
+def squared_error(values: Tensor, targets: Tensor, before: Tensor, clip: float | None) -> Tensor:
+    """The critic's squared error, of any shape, row by row.
+
+    With ``clip`` c it is the greater of the errors of V and of V_old + clamp(V − V_old, −c, c), so that a value gets no
+    gradient beyond c from where it was, unless it went away from its target (Dhariwal et al. 2017, OpenAI Baselines'
+    PPO2; Engstrom et al. 2020, https://arxiv.org/abs/2005.12729, equation 3).
+
+    Args:
+        values: V.
+        targets: What V learns.
+        before: V_old, at rollout time.
+        clip: c; ``None`` for the plain error.
+    """
+    error = (values - targets).square()
+    if clip is None:
+        return error
+    return torch.maximum(error, (before + (values - before).clamp(-clip, clip) - targets).square())
+
+
+def _terms(
+    policy: LSTMPolicyBundle,
+    batch: SequenceBatch,
+    scale: AdvantageScale,
+    clip: float,
+    value_clip: float | None = None,
+) -> _Terms:
     names = policy.heads.names
     evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden, batch.gaps, final_hidden=False)
     log_probs = torch.stack([evaluation.log_probs[h] for h in names], dim=-1)
@@ -204,7 +235,7 @@ def _terms(policy: LSTMPolicyBundle, batch: SequenceBatch, scale: AdvantageScale
     ratio = log_ratio.exp()
     advantages = ((batch.advantages - scale.mean) / scale.std).masked_fill(idle, 0.0)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    error = (evaluation.values - batch.targets).masked_fill(~batch.valid, 0.0)
+    error = squared_error(evaluation.values, batch.targets, batch.chosen_values, value_clip)
 
     over_rows = (0, 1)
     with torch.no_grad():
@@ -222,7 +253,7 @@ def _terms(policy: LSTMPolicyBundle, batch: SequenceBatch, scale: AdvantageScale
         rows=batch.valid.sum(),
         head_rows=batch.could_matter.sum(over_rows),
         surrogate=surrogate.sum(over_rows),
-        squared_error=error.square().sum(),
+        squared_error=error.masked_fill(~batch.valid, 0.0).sum(),
         entropy=entropies.masked_fill(idle, 0.0).sum(over_rows),
         **statistics,
     )

@@ -76,6 +76,8 @@ class SequenceBatch(NamedTuple):
     """[B, L, H], of the stored actions at rollout time."""
     advantages: Tensor
     """[B, L, H]: A_op for the first head, A_sub for the others."""
+    chosen_values: Tensor
+    """[B, L], Q(s, stored op) at rollout time."""
     targets: Tensor
     """[B, L], what Q(s, stored op) learns."""
     valid: Tensor
@@ -338,6 +340,7 @@ class RolloutBuffer:
             actions=_by_head(self.heads, actions),
             log_probs=take(self["log_probs"]),
             advantages=take(self.head_advantages()),
+            chosen_values=take(self["chosen_values"]),
             targets=take(self.advantages.targets),
             valid=~padding,
             could_matter=padded(self.could_matter, False),

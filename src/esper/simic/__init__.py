@@ -8,7 +8,7 @@ Example:
 """
 
 from esper.simic.control import RunningMeanStd
-from esper.simic.evaluation import EndlessEpisodeWarning, EvaluationResult, evaluate, load_bundle
+from esper.simic.evaluation import EndlessEpisodeWarning, EvaluationResult, evaluate, load_bundle, record
 from esper.simic.locksmith import register_environments
 from esper.simic.ppo import PPOConfig
 from esper.simic.rollout_buffer import RolloutBuffer
@@ -33,6 +33,7 @@ __all__ = [
     "TrainResult",
     "evaluate",
     "load_bundle",
+    "record",
     "register_environments",
     "train",
 ]

@@ -38,7 +38,7 @@ def vectorized(envs: Environments, num_envs: int) -> list[VectorEnv]:
 
 
 def named(envs: VectorEnv) -> str:
-    """The id that ``envs`` were made by, with the arguments they were given; the name of their class without one."""
+    """The id that ``envs`` were made by, with the arguments and wrappers they were given; without one their class."""
     base: Any = envs.unwrapped
     spec = base.spec or next((env.spec for env in getattr(base, "envs", ())), None)
     if spec is None:
@@ -48,4 +48,6 @@ def named(envs: VectorEnv) -> str:
         for name, value in sorted(spec.kwargs.items())
         if name not in _OF_THE_VECTOR
     ]
-    return f"{spec.id}({', '.join(arguments)})" if arguments else spec.id
+    wrappers = [getattr(each, "__name__", type(each).__name__) for each in spec.kwargs.get("wrappers", ())]
+    name = f"{spec.id}({', '.join(arguments)})" if arguments else spec.id
+    return f"{name} in {', '.join(wrappers)}" if wrappers else name

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers import RecordVideo
 from torch import nn
 
 from esper.simic.control.normalization import RunningMeanStd
@@ -124,18 +127,53 @@ def evaluate(
     )
 
 
-def load_bundle(run_dir: str | os.PathLike[str], encoders: Mapping[str, nn.Module] | None = None) -> LSTMPolicyBundle:
-    """The policy in the last checkpoint of a run directory.
+def record(
+    policy: LSTMPolicyBundle,
+    env: gym.Env,
+    directory: str | os.PathLike[str],
+    *,
+    episodes: int = 1,
+    seed: int = 0,
+    deterministic: bool = True,
+) -> EvaluationResult:
+    """Play whole episodes on one environment and write a video of each, ``rl-video-episode-0.mp4`` and so on.
+
+    Args:
+        policy: The policy.
+        env: Made with ``render_mode="rgb_array"``; it is closed at the end.
+        directory: Where to; made if it is not there.
+        episodes: How many.
+        seed: Of the environment and of sampling.
+        deterministic: Take the most probable choice of every head instead of drawing one.
+
+    Raises:
+        ValueError: When the environment does not draw, or does not fit the policy.
+        gymnasium.error.DependencyNotInstalled: When there is no MoviePy to write with, or nothing to draw with.
+    """
+    if env.render_mode != "rgb_array":
+        raise ValueError(
+            f"video: expected an environment made with render_mode='rgb_array', got {env.render_mode!r}; it can do "
+            f"{env.metadata.get('render_modes', [])}"
+        )
+    with closing(RecordVideo(env, str(directory), episode_trigger=lambda episode: episode < episodes)) as recorded:
+        return evaluate(policy, recorded, episodes=episodes, seed=seed, deterministic=deterministic, num_envs=1)
+
+
+def load_bundle(
+    run_dir: str | os.PathLike[str], encoders: Mapping[str, nn.Module] | None = None, *, best: bool = False
+) -> LSTMPolicyBundle:
+    """The policy in the last checkpoint of a run directory, or the best one.
 
     Args:
         run_dir: The run directory.
         encoders: The modules of your own that it was trained with, if any, by part; their weights are read.
+        best: The policy of the best evaluation (:attr:`TrainConfig.eval_every`) instead of the last one.
 
     Raises:
         ValueError: When there is no run, or its checkpoint is damaged.
     """
     config = read_config(run_dir)
-    checkpoint = find_checkpoint(Path(run_dir) / "checkpoint")
+    checkpoint = find_checkpoint(Path(run_dir) / ("best" if best else "checkpoint"))
     normalizer = RunningMeanStd((config.network.state_dim,)) if config.normalizes_observations else None
     return LSTMPolicyBundle.load(
         checkpoint, observation_normalizer=normalizer, encoders=encoders, interface=SpacesInterface.from_json

@@ -1,7 +1,7 @@
 """Between a Gymnasium vector environment and a policy: observations to inputs, choices to actions."""
 
 from esper.simic.spaces.actions import ACTION_SPACES, declared_heads, heads_of
-from esper.simic.spaces.adapter import EnvironmentAdapter, autoreset_mode, make_envs
+from esper.simic.spaces.adapter import EnvironmentAdapter, autoreset_mode, imported, make_envs
 from esper.simic.spaces.masks import MASK
 from esper.simic.spaces.observations import OBSERVATION_SPACES, ObservationOutsideSpaceWarning
 
@@ -14,5 +14,6 @@ __all__ = [
     "autoreset_mode",
     "declared_heads",
     "heads_of",
+    "imported",
     "make_envs",
 ]

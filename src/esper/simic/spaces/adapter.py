@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -216,18 +216,42 @@ class EnvironmentAdapter:
 
 
 def make_envs(
-    env_id: str, num_envs: int, *, wrappers: Sequence[Callable[[gym.Env], gym.Wrapper]] = (), **kwargs: Any
+    env_id: str,
+    num_envs: int,
+    *,
+    wrappers: Sequence[Callable[[gym.Env], gym.Wrapper]] = (),
+    vectorization: Literal["auto", "sync", "async"] = "auto",
+    **kwargs: Any,
 ) -> VectorEnv:
     """``num_envs`` copies of a registered environment as one vector environment.
-
-    The environment's own vectorised form is used where there is one and no wrapper is given; otherwise copies run in
-    this process and begin their next episode on the same step, which wastes no row.
 
     Args:
         env_id: Id of the environment; ``module:Id-v0`` imports a module first.
         num_envs: K.
         wrappers: Applied to each copy, the first innermost.
+        vectorization: "sync": copies in this process; "async": in a process each; "auto": the environment's own
+            vectorised form where there is one and no wrapper is given, otherwise copies in this process. Copies begin
+            their next episode on the same step, which wastes no row.
         **kwargs: Arguments of the environment.
+
+    Raises:
+        ValueError: When there is no such module.
+    """
+    name = imported(env_id)
+    if vectorization == "auto" and gym.spec(name).vector_entry_point is not None and not wrappers:
+        return gym.make_vec(name, num_envs, **kwargs)
+    return gym.make_vec(
+        name,
+        num_envs,
+        vectorization_mode="async" if vectorization == "async" else "sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        wrappers=wrappers,
+        **kwargs,
+    )
+
+
+def imported(env_id: str) -> str:
+    """The id alone, after the module before it has been imported, if there is one.
 
     Raises:
         ValueError: When there is no such module.
@@ -238,13 +262,4 @@ def make_envs(
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise ValueError(f"environment '{env_id}': {error}; expected module:Id-v0, or Id-v0 alone") from error
-    if gym.spec(name).vector_entry_point is not None and not wrappers:
-        return gym.make_vec(name, num_envs, **kwargs)
-    return gym.make_vec(
-        name,
-        num_envs,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-        wrappers=wrappers,
-        **kwargs,
-    )
+    return name

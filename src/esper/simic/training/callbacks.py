@@ -42,7 +42,7 @@ class Callback:
         """After every step of a vector environment, on whichever thread collects."""
 
     def on_update(self, metrics: Mapping[str, float]) -> None:
-        """After every update, with its row of metrics, which are logged already."""
+        """After every update, and its evaluation if there is one, with its row of metrics, which are logged already."""
 
     def on_end(self) -> None:
         """After the last update, or when the run is stopped."""

@@ -38,14 +38,31 @@ class TrainConfig:
     of the other rows' at the same step, :func:`esper.simic.advantages.mean_of_others`."""
     checkpoint_every: int = 10
     """Updates between two checkpoints; there is always one of the last update."""
+    eval_every: int | None = None
+    """Updates between two evaluations on environments of their own; there is one of the last update, too. The best
+    policy is kept in ``best/`` of the run directory. ``None``: none."""
+    eval_episodes: int = 20
+    """Whole episodes of an evaluation, the same in each; choices are the most probable ones."""
+    stop_at_return: float | None = None
+    """End the run when the mean return of an evaluation is at least this."""
     device: str = "cpu"
     """Where the policy lives and learns: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` is a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "updates", "num_envs", "num_steps", "checkpoint_every"):
+        for name in (
+            "total_steps",
+            "updates",
+            "num_envs",
+            "num_steps",
+            "checkpoint_every",
+            "eval_every",
+            "eval_episodes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if self.stop_at_return is not None and self.eval_every is None:
+            raise ValueError("stop_at_return: the return is that of an evaluation; say how often, with eval_every")
 
     def find_device(self) -> torch.device:
         """The device called ``device``.

@@ -73,6 +73,8 @@ class Progress(Callback):
         known = self._known
         if "return" in known:
             yield "return", f"{known['return']:.4g}"
+        if "eval/return" in known:
+            yield "evaluation", f"{known['eval/return']:.4g} (best {known['eval/best_return']:.4g})"
         for name in sorted(name for name in known if name.startswith("episode/")):
             yield name.removeprefix("episode/").replace("_", " "), f"{known[name]:.4g}"
         op = self._plan.policy.heads.op.name

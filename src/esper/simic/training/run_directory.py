@@ -1,4 +1,4 @@
-"""The directory of a run: config.json, metrics.jsonl, TensorBoard events and checkpoint/."""
+"""The directory of a run: config.json, metrics.jsonl, TensorBoard events, checkpoint/ and best/."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class RunDirectory:
         path: The directory; made if it is not there.
 
     ``config.json`` holds a :class:`RunDescription`. ``metrics.jsonl`` has one row per update, NaN as ``null``.
+    ``best`` is the checkpoint of the update whose evaluation gave the greatest return, if there are evaluations; the
+    state in it is that ``update`` and ``return``.
     From its beginning to :meth:`close` it is held against other processes.
     """
 
@@ -57,6 +59,7 @@ class RunDirectory:
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint"
+        self.best = self.path / "best"
         self._writer: SummaryWriter | None = None
         self._held = ExitStack()
 
@@ -146,8 +149,14 @@ class RunDirectory:
                 self._writer.add_scalar(name, value, int(metrics["update"]))
 
     def save(self, policy: LSTMPolicyBundle, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint."""
+        """Replace the checkpoint, and the best policy if this is it."""
         save_checkpoint(self.checkpoint, policy, state)
+        self.keep_best(policy, state)
+
+    def keep_best(self, policy: LSTMPolicyBundle, state: Mapping[str, Any]) -> None:
+        """Replace the best policy if ``state`` says that this is it; its checkpoint comes before, and so decides."""
+        if state["best"] is not None and state["best"]["update"] == state["update"]:
+            save_checkpoint(self.best, policy, state["best"])
 
     def close(self) -> None:
         """Finish the TensorBoard file, and let go of the directory."""

@@ -24,6 +24,7 @@ from esper.heads import HeadTable
 from esper.simic import ppo
 from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.environments import Environments, named, vectorized
+from esper.simic.evaluation import evaluate
 from esper.simic.rollout_buffer import RolloutBuffer
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.callbacks import Callback, Plan, StopTraining
@@ -62,6 +63,7 @@ def train(
     encoders: Mapping[str, nn.Module] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
+    eval_envs: Environments | None = None,
     resume: bool = False,
 ) -> TrainResult:
     """Train a policy with PPO.
@@ -79,6 +81,8 @@ def train(
             trained with the policy.
         run_dir: Where to write config, metrics, TensorBoard events and checkpoints; ``None`` writes nothing.
         callback: Watches the run, for instance :class:`esper.simic.training.progress.Progress`, and may end it.
+        eval_envs: What evaluations are played on, where ``config.eval_every`` asks for them; ``None``: copies of their
+            own of the environment, when it is given by its id.
         resume: Go on from the checkpoint in ``run_dir``. Environments that have ``state_dict`` and ``load_state_dict``
             go on where they were, so the run is the same as one that was never interrupted; others are reset. Rates,
             coefficients, lengths and the number of environments may be others than before.
@@ -98,7 +102,10 @@ def train(
     if resume and run_dir is None:
         raise ValueError("resume=True needs the run_dir to resume from")
     given = vectorized(envs, config.num_envs)
-    trainer = Trainer(given, config, policy=policy, heads=heads, encoders=encoders, callback=callback)
+    watched = _eval_envs(config, envs if eval_envs is None and isinstance(envs, str) else eval_envs)
+    trainer = Trainer(
+        given, config, policy=policy, heads=heads, encoders=encoders, callback=callback, eval_envs=watched
+    )
     directory = None if run_dir is None else RunDirectory(run_dir)
     metrics: list[dict[str, float]] = []
     try:
@@ -112,34 +119,54 @@ def train(
             directory.close()
         if isinstance(envs, str):
             given[0].close()
+        if watched is not None and (eval_envs is None or isinstance(eval_envs, str)):
+            watched.close()
     return TrainResult(trainer.policy, metrics, trainer.env_steps, None if directory is None else directory.path)
+
+
+def _eval_envs(config: TrainConfig, envs: Environments | None) -> VectorEnv | None:
+    """The vector environment that evaluations are played on, if there are any."""
+    if config.eval_every is None:
+        return None
+    if envs is None:
+        raise ValueError("eval_every: give the eval_envs to evaluate on, or an environment by its id")
+    found, *others = vectorized(envs, min(config.num_envs, config.eval_episodes))
+    if others:
+        raise ValueError(f"eval_envs: expected one vector environment, got {1 + len(others)}")
+    return found
 
 
 def _learn(trainer: Trainer, directory: RunDirectory | None, history: list[dict[str, float]]) -> None:
     """Collect, update, repeat; whatever ends it between two updates, the last one is kept."""
     with InterruptGuard() as interrupt:
-        while trainer.updates < trainer.planned_updates:
-            boundary = None if directory is None else trainer.state_dict()
-            try:
-                rollouts = trainer.collect(lambda: interrupt.requested)
-            except BaseException as error:
-                if directory is not None and boundary is not None:
-                    directory.save(trainer.policy, boundary)
-                # Ctrl-C also reaches the worker processes of an environment, whose next step may fail for it.
-                if interrupt.requested and isinstance(error, Exception):
-                    raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from error
-                raise
-            metrics = trainer.update(rollouts)
-            history.append(metrics)
-            if directory is not None:
-                directory.log(metrics)
+        while trainer.row is not None or not trainer.is_done():
+            if trainer.row is None:
+                trainer.update(_collect(trainer, directory, interrupt))
             stopped = True
             try:
+                metrics = trainer.evaluate()
+                history.append(metrics)
+                if directory is not None:
+                    directory.log(metrics)
                 trainer.callback.on_update(metrics)
                 stopped = False
             finally:
                 if directory is not None and (stopped or trainer.checkpoint_is_due()):
                     directory.save(trainer.policy, trainer.state_dict())
+
+
+def _collect(trainer: Trainer, directory: RunDirectory | None, interrupt: InterruptGuard) -> list[RolloutBuffer]:
+    """One rollout from every vector environment."""
+    boundary = None if directory is None else trainer.state_dict()
+    try:
+        return trainer.collect(lambda: interrupt.requested)
+    except BaseException as error:
+        if directory is not None and boundary is not None:
+            directory.save(trainer.policy, boundary)
+        # Ctrl-C also reaches the worker processes of an environment, whose next step may fail for it.
+        if interrupt.requested and isinstance(error, Exception):
+            raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from error
+        raise
 
 
 class Trainer:
@@ -152,6 +179,7 @@ class Trainer:
         heads: The heads of the action.
         encoders: Modules of the user's own, for a new policy.
         callback: Watches the run.
+        eval_envs: What evaluations are played on.
     """
 
     def __init__(
@@ -163,11 +191,13 @@ class Trainer:
         heads: HeadTable | None = None,
         encoders: Mapping[str, nn.Module] | None = None,
         callback: Callback | None = None,
+        eval_envs: VectorEnv | None = None,
     ) -> None:
         if not envs:
             raise ValueError("expected at least one vector environment, got none")
         self.config = config
         self.callback = callback or Callback()
+        self.eval_envs = eval_envs
         device = config.find_device()
         if policy is not None and heads is None:
             heads = policy.heads
@@ -175,7 +205,8 @@ class Trainer:
         adapters = [EnvironmentAdapter(each, heads, device, encoders) for each in envs]
         self.policy = policy or make_bundle(adapters[0], config, encoders)
         self.policy.network.to(device)
-        self._check_alike(adapters)
+        watched = [] if eval_envs is None else [EnvironmentAdapter(eval_envs, heads, device, encoders)]
+        self._check_alike([*adapters, *watched])
         self.collectors = [Collector(e, a, config.num_steps) for e, a in zip(envs, adapters, strict=True)]
         self.optimizer = ppo.make_optimizer(self.policy, config.ppo)
         self.generator = torch.Generator(device).manual_seed(config.seed)
@@ -184,6 +215,10 @@ class Trainer:
         self.planned_updates = config.planned_updates(sum(num_envs))
         self.updates = 0
         self.env_steps = 0
+        self.row: dict[str, float] | None = None
+        """What is known of the last update, until :meth:`evaluate` has made it whole."""
+        self.best: dict[str, float] | None = None
+        """``update`` and ``return`` of the best evaluation."""
         self._rows = 0
 
     def _check_alike(self, adapters: Sequence[EnvironmentAdapter]) -> None:
@@ -221,6 +256,7 @@ class Trainer:
             checkpoint, state = directory.resume(self.config, environment)
             load_weights(self.policy, checkpoint)  # first: it tells a policy of other heads or sizes by name
             self.load_state_dict(state)
+            directory.keep_best(self.policy, state)
         else:
             for i, collector in enumerate(self.collectors):
                 collector.reset(self.policy, self._env_seed(i))
@@ -271,8 +307,8 @@ class Trainer:
         self.env_steps += self._new_steps
         return rollouts
 
-    def update(self, rollouts: Sequence[RolloutBuffer]) -> dict[str, float]:
-        """Learn from the latest rollouts, and from the same in hindsight; one row of metrics.
+    def update(self, rollouts: Sequence[RolloutBuffer]) -> None:
+        """Learn from the latest rollouts, and from the same in hindsight; :attr:`row` has what is known of it.
 
         Besides those of :func:`esper.simic.ppo.update`: ``update``, ``env_steps`` (in all), ``episodes`` (ended during
         the rollout), their mean ``return`` and ``length``, ``episode/{name}`` (means of what the environment reported),
@@ -292,7 +328,7 @@ class Trainer:
         self.updates += 1
         self._rows += self.config.num_steps * sum(collector.envs.num_envs for collector in self.collectors)
         now = time.perf_counter()
-        return {
+        self.row = {
             "update": float(self.updates),
             "env_steps": float(self.env_steps),
             **self._episode_metrics(),
@@ -301,6 +337,34 @@ class Trainer:
             "steps_per_second": self._new_steps / (now - self._started),
             "collect_seconds": self._collected - self._started,
             "update_seconds": now - self._collected,
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """Play the episodes of an evaluation, where one is due; the whole row of metrics of the last update.
+
+        Besides those of :meth:`update`, where there was an evaluation: ``eval/return`` and ``eval/length`` (means over
+        its episodes), ``eval/standard_error`` of the return, ``eval/{name}`` (means of what the environment reported),
+        and ``eval/best_return`` of all evaluations.
+        """
+        assert self.row is not None, "update() comes first"
+        row, every = self.row, self.config.eval_every
+        if every is not None and (self.updates % every == 0 or self.updates == self.planned_updates):
+            row = row | self._evaluation()
+        self.row = None
+        return row
+
+    def _evaluation(self) -> dict[str, float]:
+        assert self.eval_envs is not None, "eval_every comes with eval_envs"
+        seed = int(np.random.SeedSequence(self.config.seed, spawn_key=(1,)).generate_state(1)[0] % 2**31)
+        result = evaluate(self.policy, self.eval_envs, episodes=self.config.eval_episodes, seed=seed)
+        if self.best is None or result.mean_return > self.best["return"]:
+            self.best = {"update": self.updates, "return": result.mean_return}
+        return {
+            **{f"eval/{name}": _mean(values[~np.isnan(values)].tolist()) for name, values in result.metrics.items()},
+            "eval/return": result.mean_return,
+            "eval/standard_error": result.standard_error,
+            "eval/length": float(result.lengths.mean()),
+            "eval/best_return": self.best["return"],
         }
 
     def _episode_metrics(self) -> dict[str, float]:
@@ -334,9 +398,16 @@ class Trainer:
 
     # ------------------------------------------------------------------ state
 
+    def is_done(self) -> bool:
+        """Whether all updates are done, or an evaluation has reached the return to stop at."""
+        goal = self.config.stop_at_return
+        is_good_enough = goal is not None and self.best is not None and self.best["return"] >= goal
+        return is_good_enough or self.updates >= self.planned_updates
+
     def checkpoint_is_due(self) -> bool:
         """Whether the last update is one to be kept."""
-        return self.updates % self.config.checkpoint_every == 0 or self.updates == self.planned_updates
+        is_best = self.best is not None and self.best["update"] == self.updates
+        return is_best or self.updates % self.config.checkpoint_every == 0 or self.is_done()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the policy's weights, which only :meth:`update` changes."""
@@ -344,6 +415,8 @@ class Trainer:
             "update": self.updates,
             "env_steps": self.env_steps,
             "rows": self._rows,
+            "row": self.row,
+            "best": self.best,
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
@@ -353,6 +426,7 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; environments that cannot take theirs are reset, and it is said."""
         self.updates, self.env_steps, self._rows = state["update"], state["env_steps"], state["rows"]
+        self.row, self.best = state["row"], state["best"]
         num_envs = sum(collector.envs.num_envs for collector in self.collectors)
         self.planned_updates = self.config.planned_updates(num_envs, self.updates, self._rows)
         self.optimizer.load_state_dict(state["optimizer"])

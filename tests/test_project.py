@@ -36,6 +36,7 @@ RANKS = {
     "files": 0,
     "allocator": 0,
     "extensions": 0,
+    "tracking": 0,
     "auditions": 0,
     "workers": 1,
     "programs": 1,

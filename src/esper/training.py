@@ -41,6 +41,7 @@ from esper.tamiyo.policy.protocol import Policy
 from esper.tamiyo.policy.registry import directory_of
 from esper.tamiyo.policy.rules import AuditionPolicy, FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 from esper.tasks import get_task
+from esper.tracking import check_trackers
 
 OP_SHARES = (1.0, 0.3, 0.1)
 """How a trained policy may decide in deterministic inference, the plainest first; 0.3 is that of Fujimoto et al.
@@ -81,6 +82,8 @@ class TamiyoConfig:
     auditions: int = 0
     """Decisions that an audition in an empty slot lasts; 0 for no auditions. The policy then reads what they show, and
     the file says that it lives by them."""
+    track: tuple[str, ...] = ()
+    """Trackers that metrics go to, beside TensorBoard: `wandb`, `mlflow`, `trackio`."""
     policy: str | None = None
     """A trained policy that goes on learning: `tamiyo` (the one that comes with Esper) or a directory; by default one
     with random weights begins."""
@@ -119,6 +122,7 @@ class TamiyoConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         RewardConfig(rent=self.rent, waste=self.waste)
+        check_trackers(self.track)
         if self.auditions < 0:
             raise ValueError(f"auditions must last 0 decisions or more, got {self.auditions}")
         horizons = {name: get_task(name).horizon for name in self.task}
@@ -258,6 +262,7 @@ def _train(
         paired=config.paired,
         normalize_rewards=False,
         checkpoint_every=1,
+        track=config.track,
     )
     try:
         result = simic.train(envs, config=options, policy=policy, run_dir=directory, callback=watcher, resume=resume)

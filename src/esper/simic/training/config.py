@@ -45,6 +45,8 @@ class TrainConfig:
     """Whole episodes of an evaluation, the same in each; choices are the most probable ones."""
     stop_at_return: float | None = None
     """End the run when the mean return of an evaluation is at least this."""
+    track: tuple[str, ...] = ()
+    """Trackers that metrics go to, beside TensorBoard: ``wandb``, ``mlflow``, ``trackio``."""
     device: str = "cpu"
     """Where the policy lives and learns: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` is a GPU where there is one."""
 

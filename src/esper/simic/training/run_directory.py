@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from esper.files import from_plain, locked, read_json, write_json_atomic, written_whole
 from esper.simic.schedules import plain, plain_fields
 from esper.simic.training.checkpoint import find_checkpoint, holds_checkpoint, load_state, save_checkpoint
 from esper.simic.training.config import TrainConfig
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tracking import TensorBoard, Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint"
         self.best = self.path / "best"
-        self._writer: SummaryWriter | None = None
+        self._tracking: Tracking | None = None
         self._held = ExitStack()
 
     def begin(self, config: TrainConfig, policy: LSTMPolicyBundle, environment: str) -> None:
@@ -80,7 +79,7 @@ class RunDirectory:
             "normalizes_observations": policy.observation_normalizer is not None,
         }
         write_json_atomic(self.config_file, description)
-        self._writer = SummaryWriter(str(self.path))
+        self._track(config)
 
     def resume(self, config: TrainConfig, environment: str) -> tuple[Path, dict[str, Any]]:
         """Go on with the run that is here; where its checkpoint lies, and the state in it.
@@ -106,8 +105,12 @@ class RunDirectory:
                 read_json(self.config_file) | {"train": dataclasses.asdict(config, dict_factory=plain_fields)},
             )
         self._drop_rows_after(state["update"])
-        self._writer = SummaryWriter(str(self.path), purge_step=state["update"] + 1)
+        self._track(config, first_update=state["update"] + 1)
         return checkpoint, state
+
+    def _track(self, config: TrainConfig, first_update: int | None = None) -> None:
+        options = dataclasses.asdict(config, dict_factory=plain_fields)
+        self._tracking = Tracking(config.track, self.path.name, options, TensorBoard(self.path, first_update))
 
     def _check_environment(self, then: str, now: str) -> None:
         if then != now:
@@ -139,14 +142,13 @@ class RunDirectory:
             fresh.write_text("".join(row + "\n" for row in kept), encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Append one row of metrics, to metrics.jsonl and to TensorBoard."""
+        """Append one row of metrics to metrics.jsonl, and tell the trackers."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        assert self._writer is not None, "begin() or resume() comes first"
-        for name, value in row.items():
-            if value is not None and name != "update":
-                self._writer.add_scalar(name, value, int(metrics["update"]))
+        assert self._tracking is not None, "begin() or resume() comes first"
+        del row["update"]
+        self._tracking.log(row, int(metrics["update"]))
 
     def save(self, policy: LSTMPolicyBundle, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint, and the best policy if this is it."""
@@ -161,8 +163,8 @@ class RunDirectory:
     def close(self) -> None:
         """Finish the TensorBoard file, and let go of the directory."""
         with self._held:
-            if self._writer is not None:
-                self._writer.close()
+            if self._tracking is not None:
+                self._tracking.finish()
 
 
 def read_config(path: str | os.PathLike[str]) -> RunDescription:

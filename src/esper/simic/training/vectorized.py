@@ -36,6 +36,7 @@ from esper.simic.training.run_directory import RunDirectory
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.networks.standardizer import StateStandardizer
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tracking import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,9 @@ def train(
     config = config or TrainConfig()
     if resume and run_dir is None:
         raise ValueError("resume=True needs the run_dir to resume from")
+    check_trackers(config.track)
+    if config.track and run_dir is None:
+        raise ValueError("track: what is tracked is a run in a directory; give its run_dir")
     given = vectorized(envs, config.num_envs)
     watched = _eval_envs(config, envs if eval_envs is None and isinstance(envs, str) else eval_envs)
     trainer = Trainer(

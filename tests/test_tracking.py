@@ -1,0 +1,97 @@
+"""Metrics reach every tracker that was asked for, by the calls that its own client documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from types import ModuleType
+
+import pytest
+
+from esper.simic import TrainConfig, train
+from esper.tracking import TRACKERS, Tracking, check_trackers
+
+
+class Client(ModuleType):
+    """What a client is asked to do."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.calls = []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            return self
+
+        return call
+
+
+@pytest.fixture
+def clients(monkeypatch):
+    made = {name: Client(name) for name in TRACKERS}
+    for name, client in made.items():
+        monkeypatch.setitem(sys.modules, name, client)
+    return made
+
+
+def test_every_tracker_is_told_of_options_and_of_each_row(clients, tmp_path):
+    config = TrainConfig(updates=2, num_envs=2, num_steps=4, track=tuple(TRACKERS))
+    result = train("CartPole-v1", config=config, run_dir=tmp_path / "mine")
+    rows = [json.loads(line) for line in (tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in result.metrics] == [1, 2]
+    expected = [{k: v for k, v in row.items() if v is not None and k != "update"} for row in rows]
+    for name in ("wandb", "trackio"):
+        (begun, _, options), *logged, (ended, _, _) = clients[name].calls
+        assert (begun, options["project"], options["name"]) == ("init", "esper", "mine")
+        assert options["config"]["num_envs"] == 2
+        assert logged == [("log", (row,), {"step": i}) for i, row in enumerate(expected, start=1)]
+        assert ended == "finish"
+    calls = clients["mlflow"].calls
+    assert [name for name, _, _ in calls] == [
+        "set_experiment",
+        "start_run",
+        "log_params",
+        "log_metrics",
+        "log_metrics",
+        "end_run",
+    ]
+    assert calls[2][1][0]["ppo.gamma"] == "0.99"
+    assert [call[1:] for call in calls[3:5]] == [((row,), {"step": i}) for i, row in enumerate(expected, start=1)]
+
+
+def test_what_is_not_finite_is_left_out(clients):
+    tracking = Tracking(("wandb",), "run", {})
+    tracking.log({"a": 1.0, "b": float("nan"), "c": None}, 3)
+    assert clients["wandb"].calls[-1] == ("log", ({"a": 1.0},), {"step": 3})
+
+
+def test_what_cannot_be_tracked_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ValueError, match="--track mlflow needs its package: pip install mlflow"):
+        train("CartPole-v1", config=TrainConfig(track=("mlflow",)), run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match="expected trackers out of wandb, mlflow, trackio, got 'comet'"):
+        check_trackers(("comet",))
+    with pytest.raises(ValueError, match="give its run_dir"):
+        train("CartPole-v1", config=TrainConfig(track=("wandb",), updates=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_and_biases_keeps_a_run_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    tracking = Tracking(("wandb",), "mine", {"seed": 1})
+    tracking.log({"return": 0.5}, 1)
+    tracking.finish()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (file,) = run.glob("*.wandb")
+    deadline = time.monotonic() + 30
+    while b"return" not in file.read_bytes():  # its service writes on, a little later
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

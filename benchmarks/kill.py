@@ -2,6 +2,8 @@
 
     python benchmarks/kill.py ppo --kills 50
     python benchmarks/kill.py train --kills 50 --victim worker
+    python benchmarks/kill.py compare --kills 50 --victim worker
+    python benchmarks/kill.py grow --kills 50
 
 Each run is begun, killed (or one of its worker processes is) at a random moment, resumed, killed again, and resumed to
 the end. Metrics (but for times), weights and results must then be those of a run that nobody touched. Kills that came
@@ -36,6 +38,7 @@ TIMES = {"steps_per_second", "collect_seconds", "update_seconds"}
 PPO = ["ppo", "--env", "Echo-v0", "--updates", "8", "--num-envs", "4", "--num-steps", "16", "--episodes",
        "0", "--checkpoint-every", "1", "--quiet"]  # fmt: skip
 TRAIN = ["train", "--task", "wine", "--num-envs", "2", "--updates", "2", "--eval-episodes", "2", "--quiet"]
+GROW = ["grow", "--task", "wine", "--epochs", "8", "--policy", "random", "--quiet"]
 COMPARE = ["compare", "--task", "wine", "--seeds", "2", "--random-architectures", "2", "--quiet"]
 
 
@@ -88,9 +91,17 @@ def arguments(command: str, out: Path, workers: int) -> list[str]:
         return [*PPO, "--run-dir", str(out), *(["--resume"] if holds_checkpoint(out / "checkpoint") else [])]
     if command == "compare":
         return [*COMPARE, "--workers", str(workers), "--out", str(out)]
+    if command == "grow":
+        return ["grow", "--resume", str(out), "--quiet"] if (out / "checkpoint.pt").exists() else begun_anew(out)
     if (out / "command.json").exists():
         return ["train", "--resume", str(out), "--quiet"]
     return [*TRAIN, "--num-workers", str(workers), "--out", str(out)]
+
+
+def begun_anew(out: Path) -> list[str]:
+    """Of a growth that was stopped before the end of its first epoch nothing is kept."""
+    shutil.rmtree(out, ignore_errors=True)
+    return [*GROW, "--out", str(out)]
 
 
 def begin(command: str, out: Path, workers: int) -> int:
@@ -113,7 +124,10 @@ def begin(command: str, out: Path, workers: int) -> int:
 def found(command: str, out: Path) -> dict[str, object]:
     """What must not differ."""
     if command == "compare":
-        return {path.name: path.read_bytes() for path in [*(out / "results").iterdir(), out / "comparison.json"]}
+        results = [path for path in (out / "results").iterdir() if not path.name.startswith(".")]  # half written
+        return {path.name: path.read_bytes() for path in [*results, out / "comparison.json"]}
+    if command == "grow":
+        return {name: (out / name).read_bytes() for name in ("growth.json", "manifest.json")}
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     kept: dict[str, object] = {"rows": [{k: v for k, v in row.items() if k not in TIMES} for row in rows]}
     names = ["checkpoint/policy.safetensors", "checkpoint/state.safetensors"]
@@ -149,7 +163,7 @@ def trial(command: str, out: Path, workers: int, victim: str, seconds: float) ->
 
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["train", "ppo", "compare"])
+    parser.add_argument("command", choices=["train", "ppo", "compare", "grow"])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--victim", choices=["parent", "worker"], default="parent")
     parser.add_argument("--workers", type=int, default=1)

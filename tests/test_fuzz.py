@@ -259,9 +259,9 @@ def test_a_network_takes_what_its_masks_allow_and_refuses_everything_else(number
         masks = network.masks()
         allowed = True
         for head in HEADS:
-            if HEADS.is_used(head.name, choices):
-                mask = HEADS.allowed(head.name, masks[head.name], choices) if choices["op"] >= 0 else []
-                allowed &= 0 <= choices[head.name] < len(mask) and bool(mask[choices[head.name]])
+            if allowed and HEADS.is_used(head.name, choices):
+                mask = HEADS.allowed(head.name, masks[head.name], choices)
+                allowed = 0 <= choices[head.name] < len(mask) and bool(mask[choices[head.name]])
         try:
             network.step(Decision.from_mapping(choices))
         except (ValueError, IllegalMoveError):

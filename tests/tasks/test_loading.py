@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -241,6 +242,13 @@ class TestNpz:
         path.write_bytes(damage(path.read_bytes()))
         with pytest.raises(ValueError, match=r"d\.npz: not a readable \.npz file.*write it again"):
             load_data(path)
+
+    def test_refuses_a_header_that_never_ends(self, tmp_path):
+        header = b"{'descr': (\n"
+        with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+            archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        with pytest.raises(ValueError, match=r"d\.npz: not a readable \.npz file"):
+            load_data(tmp_path / "d.npz")
 
     def test_refuses_flipped_bytes(self, tmp_path, vectors):
         path = tmp_path / "d.npz"

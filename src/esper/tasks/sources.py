@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from gzip import GzipFile
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -121,7 +122,7 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
                 raise _NotPlainError(f"{name} claims the shape {list(shape)} and has {size} bytes")
         with archive.open(name) as member:
             return np.lib.format.read_array(member, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, TokenError) as error:  # NumPy reads a header that it cannot parse as Python 2's
         raise _NotPlainError(str(error)) from error
 
 

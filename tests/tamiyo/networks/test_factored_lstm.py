@@ -519,6 +519,7 @@ def test_the_first_policy_is_nearly_uniform(make_input: MakeInput) -> None:
     [
         ({"state_dim": 100, "num_slots": 3}, "at least 34 numbers for each of num_slots slots"),
         ({"num_slots": -1}, "got state_dim=126 and num_slots=-1"),
+        ({"slot_size": 0}, "expected a slot_size of 1 or more where there are slots"),
         ({"state_dim": 24, "num_slots": 0}, "heads .'slot'. point at slots, but num_slots is 0"),
         ({"probability_floor": 0.2}, "head 'op': expected a probability_floor from 0 to below 0.167, got 0.2"),
         ({"probability_floor": {"style": -0.1}}, "head 'style'"),

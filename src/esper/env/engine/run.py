@@ -34,10 +34,10 @@ class EpisodeData:
         generator = torch.Generator().manual_seed(episode.seed)
         total = len(splits.train_x)
         self.samples = torch.randperm(total, generator=generator)[: episode.train_samples or total]
-        self.y = splits.train_y[self.samples].clone()
-        noisy = torch.rand(self.y.shape, generator=generator) < episode.label_noise
-        labels = torch.randint(0, int(splits.train_y.max()) + 1, self.y.shape, generator=generator)
-        self.y[noisy] = labels[noisy]
+        y = splits.train_y[self.samples]
+        noisy = torch.rand(y.shape, generator=generator) < episode.label_noise
+        labels = torch.randint(0, int(splits.train_y.max()) + 1, y.shape, generator=generator)
+        self.y = torch.where(noisy.to(y.device), labels.to(y), y)
         self._x = splits.train_x
         self._generator = generator
         self._task = task

@@ -77,6 +77,8 @@ class NetworkConfig(NetworkOptions):
                 f"expected state_dim of at least {self.slot_size} numbers for each of num_slots slots, "
                 f"got state_dim={self.state_dim} and num_slots={self.num_slots}"
             )
+        if self.num_slots and self.slot_size < 1:
+            raise ValueError(f"expected a slot_size of 1 or more where there are slots, got {self.slot_size}")
         pointing = [head.name for head in self.heads if head.points_at_slots]
         if pointing and self.num_slots == 0:
             raise ValueError(f"heads {pointing} point at slots, but num_slots is 0; give slots, or another heads table")

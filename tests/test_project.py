@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 import runpy
 import subprocess
 import sys
@@ -160,6 +161,26 @@ def test_every_requirement_admits_its_pin(pyproject, pins):
         assert requirement.specifier.contains(pinned[name]), f"{requirement} does not admit {pinned[name]}"
 
 
+def test_the_lock_has_every_requirement_in_its_pinned_version_and_with_hashes(pyproject, pins):
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements.lock").read_text(encoding="utf-8").strip())
+    locked = {Requirement(entry.split("\\")[0].strip()): entry for entry in entries}
+    assert all("--hash=sha256:" in entry for entry in locked.values())
+    versions = {canonicalize_name(locked_one.name): str(locked_one.specifier) for locked_one in locked}
+    for pin in pins:
+        assert versions.get(canonicalize_name(pin.name), str(pin.specifier)) == str(pin.specifier), "run `make lock`"
+    extras = (ROOT / "Makefile").read_text(encoding="utf-8").split("EXTRAS := ")[1].splitlines()[0].split(",")
+    project = pyproject["project"]
+    for line in [*project["dependencies"], *(line for e in extras for line in project["optional-dependencies"][e])]:
+        assert canonicalize_name(Requirement(line).name) in versions, "run `make lock`"
+
+
+def test_the_page_of_licences_has_every_pin(pins):
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    for pin in pins:
+        row = f"| {pin.name} | {str(pin.specifier).removeprefix('==')} |"
+        assert row in page, "run: python docs/licences.py > docs/licences.md"
+
+
 def test_ranges_are_open_at_the_top(pyproject):
     for requirement in requirements(pyproject):
         assert {specifier.operator for specifier in requirement.specifier} == {">="}, requirement
@@ -222,8 +243,8 @@ def bare_project(tmp_path):
     return tmp_path
 
 
-def make(folder, target):
-    """What `make target` ran, one line a command."""
+def make(folder, *targets):
+    """What `make` ran for the targets, one line a command."""
     log = folder / "log"
     log.write_text("")
     environment = {
@@ -231,7 +252,7 @@ def make(folder, target):
         "LOG": str(log),
         "PYTHON": str(folder / "tools/python3.11"),
     }
-    subprocess.run(["make", "-C", str(folder), target], env=environment, check=True, capture_output=True)
+    subprocess.run(["make", "-C", str(folder), *targets], env=environment, check=True, capture_output=True)
     return log.read_text().splitlines()
 
 
@@ -243,6 +264,15 @@ def test_make_sets_up_once(bare_project):
     assert "--editable" in first[2]
     assert first[3:] == ["train"]
     assert make(bare_project, "train") == ["train"]
+
+
+def test_make_sets_up_another_python_beside_the_first(bare_project):
+    (bare_project / "tools" / "python3.12").write_text(
+        '#!/bin/bash\nif [ "$1" = -c ]; then echo 3.12; else exec "$(dirname "$0")/python3.11" "$@"; fi\n'
+    )
+    (bare_project / "tools" / "python3.12").chmod(0o755)
+    assert make(bare_project, "train", "PYTHON=tools/python3.12")[0] == "-m venv .venv-3.12"
+    assert not (bare_project / ".venv").exists()
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])

@@ -286,7 +286,9 @@ def trainer_on(device: str, envs: int = 4, hidden: int = 32, steps: int = 16, up
 def learning(device: str) -> None:
     trainer = trainer_on(device)
     for _ in range(2):
-        metrics = trainer.update(trainer.collect())
+        trainer.update(trainer.collect())
+        metrics = trainer.row
+        assert metrics is not None
         assert all(np.isfinite(value) for value in metrics.values()), metrics
         errors = [value for name, value in metrics.items() if name.startswith("first_ratio_error")]
         assert errors, metrics

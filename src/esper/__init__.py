@@ -82,4 +82,5 @@ gymnasium.register(
     entry_point="esper.env.growth_env:GrowthEnv",
     vector_entry_point="esper.env.growth_env:GrowthVectorEnv",
 )
+gymnasium.register("esper/Archer-v0", entry_point="esper.simic.archer:Archer")
 gymnasium.register("esper/Locksmith-v0", entry_point="esper.simic.locksmith:Locksmith")

@@ -21,7 +21,7 @@ CLOCKS = {"steps_per_second", "collect_seconds", "update_seconds"}
 
 
 def config(**changes: Any) -> TrainConfig:
-    short = {"updates": 6, "num_envs": 2, "num_steps": 8, "checkpoint_every": 4, "eval_every": 2, "eval_episodes": 3}
+    short = {"updates": 4, "num_envs": 2, "num_steps": 8, "checkpoint_every": 3, "eval_every": 2, "eval_episodes": 3}
     network, ppo = NetworkOptions(hidden_dim=8, head_dim=8), PPOConfig(learning_rate=0.02, epochs=2, minibatches=1)
     return TrainConfig(**{**short, "network": network, "ppo": ppo, **changes})
 
@@ -96,7 +96,7 @@ def test_an_evaluation_is_what_evaluate_says_of_the_policy_at_that_time(tree_wor
     own.reset = lambda *, seed: seeds.append(seed) or reset(seed=seed)
     result = train(envs, config=config(), eval_envs=own)
     last = result.metrics[-1]
-    assert len(seeds) == 3
+    assert len(seeds) == 2
     assert len(set(seeds)) == 1
     again = evaluate(result.policy, tree_world(2, AutoresetMode.SAME_STEP), episodes=3, seed=seeds[0])
     assert last["eval/return"] == again.mean_return
@@ -154,14 +154,14 @@ def test_without_evaluations_there_is_no_best_policy(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_evaluates_and_keeps_as_if_never_interrupted(tree_world, tmp_path: Path) -> None:
-    """Interrupted three times: between two evaluations, and right after each."""
+    """Interrupted between two evaluations, and right after one."""
 
     def run(name: str, **options: Any) -> None:
         envs, own = (tree_world(2, AutoresetMode.SAME_STEP) for _ in range(2))
         train(envs, config=config(), run_dir=tmp_path / name, eval_envs=own, **options)
 
     run("whole")
-    for crash_after in (2, 3, 4):
+    for crash_after in (2, 3):
         with pytest.raises(RuntimeError, match="crash"):
             run("parts", callback=Snapshots(crash_after), resume=crash_after > 2)
     run("parts", resume=True)
@@ -210,7 +210,7 @@ def test_an_evaluation_that_fails_is_made_up_for_on_resume(tree_world, tmp_path:
         train(tree_world(2, mode), eval_envs=broken, **run)
     assert len(rows(tmp_path / "parts")) == 3
     rest = train(tree_world(2, mode), eval_envs=tree_world(2, mode), resume=True, **run)
-    assert [row["update"] for row in rest.metrics] == [4, 5, 6]
+    assert [row["update"] for row in rest.metrics] == [4]
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 

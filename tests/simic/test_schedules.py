@@ -25,7 +25,6 @@ def config(updates: int = 4, **ppo: Any) -> TrainConfig:
     return TrainConfig(updates=updates, num_envs=2, num_steps=4, network=network, ppo=ppo_config, checkpoint_every=1)
 
 
-@pytest.mark.parametrize("option", ["learning_rate", "clip"])
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -39,9 +38,10 @@ def config(updates: int = 4, **ppo: Any) -> TrainConfig:
     ],
     ids=["constant", "linear", "linear_to", "cosine", "cosine_to", "function", "name"],
 )
-def test_a_rate_has_its_value_at_every_update(option: str, schedule: Any, expected: list[float]) -> None:
-    rows = train("CartPole-v1", config=config(**{option: schedule})).metrics
-    assert [row[option] for row in rows] == pytest.approx(expected)
+def test_a_rate_has_its_value_at_every_update(schedule: Any, expected: list[float]) -> None:
+    rows = train("CartPole-v1", config=config(learning_rate=schedule, clip=schedule)).metrics
+    assert [row["learning_rate"] for row in rows] == pytest.approx(expected)
+    assert [row["clip"] for row in rows] == pytest.approx(expected)
 
 
 def test_the_rate_is_the_one_that_the_optimiser_steps_with() -> None:
@@ -102,16 +102,22 @@ def test_a_clip_beyond_one_is_refused() -> None:
 @pytest.mark.parametrize(
     ("schedule", "says"),
     [
-        (lambda left: left - 2, r"learning_rate: expected a number from 0 to inf .*lambda>\(1\), got -1.0"),
+        (lambda left: left - 2, r"clip: expected a number from 0 to 1 .*lambda>\(1\), got -1.0"),
+        (lambda left: 2 * left, "got 2.0"),
         (lambda left: math.nan, "got nan"),
         (lambda left: None, "got None"),
-        ("no_such_module:rate", "learning_rate: expected module:function, got 'no_such_module:rate': No module named"),
+        ("no_such_module:rate", "clip: expected module:function, got 'no_such_module:rate': No module named"),
         ("math:no_such_function", "got 'math:no_such_function'"),
     ],
 )
 def test_a_function_that_gives_no_rate_is_named(schedule: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        train("CartPole-v1", config=config(learning_rate=schedule))
+        rate("clip", schedule, 1.0, most=1)
+
+
+def test_a_training_ends_at_a_rate_that_is_none() -> None:
+    with pytest.raises(ValueError, match="learning_rate: expected a number from 0 to inf"):
+        train("CartPole-v1", config=config(learning_rate=lambda left: math.nan))
 
 
 def test_a_schedule_is_one_word_of_the_command_line() -> None:

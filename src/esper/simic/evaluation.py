@@ -93,6 +93,10 @@ def evaluate(
     adapter = EnvironmentAdapter(given, policy.heads, device, policy.network.part_encoder.own)
     collector = Collector(given, adapter, min(_STEPS_AT_A_TIME, max_steps))
     collector.reset(policy, seed)
+    known = policy.interface.masks if isinstance(policy.interface, SpacesInterface) else {}
+    missing = sorted(known.keys() - collector.interface(()).masks.keys())
+    if missing:
+        raise ValueError(f"expected masks of {missing}, which the policy was trained with, got none from {given}")
     generator = torch.Generator(device).manual_seed(seed)
     share = [episodes // given.num_envs + (k < episodes % given.num_envs) for k in range(given.num_envs)]
     played: list[Episode] = []

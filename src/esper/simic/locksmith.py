@@ -106,6 +106,7 @@ class Locksmith(gym.Env):
 
 
 def register_environments() -> None:
-    """Make the environments of this module known to Gymnasium; calling it again changes nothing."""
-    if "esper/Locksmith-v0" not in gym.registry:
-        gym.register("esper/Locksmith-v0", entry_point="esper.simic.locksmith:Locksmith")
+    """Make the small environments of this package known to Gymnasium; calling it again changes nothing."""
+    for name in ("Archer", "Locksmith"):
+        if f"esper/{name}-v0" not in gym.registry:
+            gym.register(f"esper/{name}-v0", entry_point=f"esper.simic.{name.lower()}:{name}")

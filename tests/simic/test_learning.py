@@ -325,6 +325,16 @@ def test_cartpole_without_velocities_is_not_solved_without_memory() -> None:
     assert cartpole_return(recurrent=False) < 100
 
 
+@pytest.mark.slow
+def test_pendulum_is_swung_up_and_held() -> None:
+    """Who does nothing gets about −1,200; who holds it upright −150 to −200, for the way up."""
+    ppo = PPOConfig(learning_rate="linear:2e-3", gamma=0.9, epochs=10, minibatches=8, entropy_coefficient=0.0)
+    network = NetworkOptions(recurrent=False, hidden_dim=64, head_dim=64)
+    config = TrainConfig(total_steps=100_000, num_steps=200, ppo=ppo, network=network)
+    policy = train("Pendulum-v1", config=config).policy
+    assert evaluate(policy, "Pendulum-v1", episodes=100, seed=1).mean_return > -230
+
+
 def copies(make: Callable[[], gym.Env], *, masked: bool = True) -> VectorEnv:
     """Sixteen of them; without the mask, they still end the episode of who reaches too far."""
     shown = [key for key in make().observation_space if key != "action_mask"]

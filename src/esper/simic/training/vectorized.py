@@ -260,7 +260,6 @@ class Trainer:
             checkpoint, state = directory.resume(self.config, environment)
             load_weights(self.policy, checkpoint)  # first: it tells a policy of other heads or sizes by name
             self.load_state_dict(state)
-            directory.keep_best(self.policy, state)
         else:
             for i, collector in enumerate(self.collectors):
                 collector.reset(self.policy, self._env_seed(i))
@@ -270,10 +269,13 @@ class Trainer:
             self.policy.interface = self.collectors[0].interface(tuple(self.policy.network.part_encoder.own))
         steps = self.config.num_steps * len(self.collectors)
         self.callback.on_start(Plan(self.planned_updates, self.updates, steps, self.policy))
-        if not resume:
-            self._warm_up()
-            if directory is not None:
-                directory.save(self.policy, self.state_dict())
+        if resume:
+            assert directory is not None
+            directory.keep_best(self.policy, state)  # what a process that died may not have come to
+            return
+        self._warm_up()
+        if directory is not None:
+            directory.save(self.policy, self.state_dict())
 
     def _env_seed(self, collector: int) -> int:
         """A seed for one vector environment, another one for every update it may be reset after."""

@@ -335,6 +335,23 @@ def test_pendulum_is_swung_up_and_held() -> None:
     assert evaluate(policy, "Pendulum-v1", episodes=100, seed=1).mean_return > -230
 
 
+class CarPosition(gym.wrappers.TransformObservation):
+    """The position of the car, without its velocity."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env, lambda observation: observation[:1], spaces.Box(-1.2, 0.6, (1,), np.float32))
+
+
+@pytest.mark.slow
+def test_mountain_car_continuous_without_velocity_is_driven_up() -> None:
+    """Who stands still gets 0; the goal is worth 100, less what driving there costs."""
+    envs = make_envs("MountainCarContinuous-v0", 16, wrappers=[CarPosition])
+    ppo = PPOConfig(learning_rate="linear:1e-3", gamma=0.999, epochs=8, minibatches=8, max_sequence_length=64)
+    network = NetworkOptions(hidden_dim=64, head_dim=64)
+    policy = train(envs, config=TrainConfig(total_steps=120_000, num_steps=256, ppo=ppo, network=network)).policy
+    assert evaluate(policy, envs, episodes=50, seed=1).mean_return > 90
+
+
 def copies(make: Callable[[], gym.Env], *, masked: bool = True) -> VectorEnv:
     """Sixteen of them; without the mask, they still end the episode of who reaches too far."""
     shown = [key for key in make().observation_space if key != "action_mask"]

@@ -21,6 +21,7 @@ from esper.simic import ppo
 from esper.simic.rollout_buffer import RolloutBuffer, minibatches
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.collector import Collector
+from esper.tamiyo.networks.action_tree import noise_for
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 HORIZON, ROWS = 3, 16
@@ -143,8 +144,11 @@ def test_over_the_policy_the_advantages_of_the_ops_are_zero(trained: Trained) ->
 class DrawsTwice(LSTMPolicyBundle):
     """Stores the value of another draw of the op than the one it acts on."""
 
-    def act(self, *args: Any, **kwargs: Any) -> Any:
-        return super().act(*args, **kwargs)._replace(value=super().act(*args, **kwargs).value)
+    def judge(self, core: Any, actions: Any, masks: Any) -> Any:
+        network, rows = self.network, len(core.core)
+        noise = noise_for(network.heads, core.slots.shape[1], (rows,), core.core.device, None)
+        other = super().judge(core, network.draw(core, masks, noise), masks)
+        return super().judge(core, actions, masks)._replace(value=other.value)
 
 
 @pytest.mark.parametrize("trained", [LONG], indirect=True, ids=["long"])

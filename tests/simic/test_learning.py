@@ -23,7 +23,7 @@ from esper.simic.locksmith import Locksmith
 from esper.simic.spaces import EnvironmentAdapter, make_envs
 from esper.simic.training.collector import Collector
 from esper.simic.training.vectorized import make_bundle
-from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, Step
 
 
 def leaves_of(space: spaces.Space, tree: Any) -> list[np.ndarray]:
@@ -235,12 +235,10 @@ def test_learns_numbers_trees_and_pictures(make: Callable[[], Identity]) -> None
 class Careless(LSTMPolicyBundle):
     """Acts with a graph, as one does who forgets to detach."""
 
-    def act(self, inputs, hidden, deterministic=False, generator=None):
-        with torch.enable_grad():
-            features = self._normalized("features", inputs.features)
-            return self.network.get_action(
-                features, inputs.blueprint_indices, inputs.masks, hidden, deterministic, generator
-            )
+    def step(self, inputs, hidden, noise):
+        features = self._normalized("features", inputs.features)
+        core, hidden = self.network.core(features, inputs.blueprint_indices, hidden, inputs.parts)
+        return Step(self.network.draw(core, inputs.masks, noise), core, hidden)
 
     def initial_hidden(self, batch_size):
         return self.network.initial_hidden(batch_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,39 +12,37 @@ from hypothesis import strategies as st
 
 from esper.heads import Head, HeadTable
 from esper.simic.rollout_buffer import RolloutBuffer, Transition, minibatches
-from esper.tamiyo.networks.factored_lstm import ActionOutput
+from esper.tamiyo.networks.checks import Masks
+from esper.tamiyo.networks.factored_lstm import Core, Judged
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
 
 HEADS = HeadTable([Head("op", 2), Head("leaf", 3, parent="op")])
 
 
-def transition(stamp: float, starts: torch.Tensor, valid: torch.Tensor, **changes: torch.Tensor) -> Transition:
+def transition(stamp: float, starts: torch.Tensor, valid: torch.Tensor, **changes: Any) -> Transition:
     """A step of K environments whose every number tells when and where it happened."""
     k = len(starts)
     where = stamp + torch.arange(k) / 100
-    output = ActionOutput(
-        actions={"op": torch.zeros(k, dtype=torch.int64), "leaf": torch.ones(k, dtype=torch.int64)},
-        log_probs={"op": where, "leaf": where},
-        value=where,
-        state_value=where,
-        op_values=where[:, None].expand(k, 2),
-        hidden=(where.view(1, k, 1),) * 2,
-        sampled_op=torch.zeros(k, dtype=torch.int64),
-        entropies={"op": where, "leaf": where},
-    )
     step = Transition(
         inputs=PolicyInput(where[:, None], None, {"op": None, "leaf": torch.tensor([False, True, True]).expand(k, 3)}),
         hidden=(where.view(1, k, 1), -where.view(1, k, 1)),
-        output=output,
-        rewards=where,
-        terminated=torch.zeros(k, dtype=torch.bool),
-        truncated=torch.zeros(k, dtype=torch.bool),
-        episode_starts=starts,
-        valid=valid,
+        actions={"op": torch.zeros(k, dtype=torch.int64), "leaf": torch.ones(k, dtype=torch.int64)},
+        core=Core(where[:, None], None, None),
+        rewards=where.numpy(),
+        terminated=np.zeros(k, bool),
+        truncated=np.zeros(k, bool),
+        episode_starts=starts.numpy(),
+        valid=valid.numpy(),
     )
     for name, value in changes.items():
         setattr(step, name, value)
     return step
+
+
+def stamped(core: Core, actions: dict[str, torch.Tensor], masks: Masks) -> Judged:
+    """Whatever was done, all that there is to say of it is when and where it was."""
+    where = core.core[:, 0]
+    return Judged(core.core.expand(-1, 2), core.core.expand(-1, 2), where, where)
 
 
 def filled(starts: torch.Tensor, valid: torch.Tensor) -> RolloutBuffer:
@@ -50,6 +50,7 @@ def filled(starts: torch.Tensor, valid: torch.Tensor) -> RolloutBuffer:
     buffer = RolloutBuffer(*starts.shape, HEADS)
     for t in range(len(starts)):
         buffer.add(transition(float(t), starts[t], valid[t]))
+    buffer.close(stamped)
     buffer.finish(torch.zeros(starts.shape[1]), 0.9, 0.9)
     return buffer
 
@@ -143,6 +144,7 @@ def test_keeps_copies_and_neither_graphs_nor_inference_tensors() -> None:
     step.inputs = step.inputs._replace(features=features)
     with torch.inference_mode():
         buffer.add(step)
+        buffer.close(stamped)
         buffer.finish(torch.zeros(1), 0.9, 0.9)
     features.fill_(99.0)
     stored = [buffer[name] for name in ("features", "hidden_0", "hidden_1", "log_probs", "rewards")]
@@ -172,7 +174,9 @@ def test_refuses_what_does_not_fit() -> None:
     flags = torch.tensor([False, False])
     buffer = RolloutBuffer(2, 2, HEADS)
     buffer.add(transition(0.0, flags, ~flags))
-    with pytest.raises(ValueError, match=r"expected 2 steps before finish\(\), got 1"):
+    with pytest.raises(ValueError, match=r"expected 2 steps before close\(\), got 1"):
+        buffer.close(stamped)
+    with pytest.raises(ValueError, match=r"expected close\(\) before finish\(\)"):
         buffer.finish(torch.zeros(2), 0.9, 0.9)
     buffer.add(transition(1.0, flags, ~flags))
     with pytest.raises(ValueError, match="already holds its 2 steps"):
@@ -183,29 +187,30 @@ def test_refuses_what_does_not_fit() -> None:
 @given(
     name=st.sampled_from(["rewards", "terminated", "truncated", "episode_starts", "valid"]),
     shape=st.lists(st.integers(0, 3), max_size=3),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool]),
+    dtype=st.sampled_from([np.float32, np.float64, np.int64, np.bool_]),
 )
-def test_numbers_of_a_step_have_one_shape_and_type(name: str, shape: list[int], dtype: torch.dtype) -> None:
+def test_numbers_of_a_step_have_one_shape_and_type(name: str, shape: list[int], dtype: type) -> None:
     flags = torch.tensor([False, False])
     step = transition(0.0, flags, ~flags)
-    setattr(step, name, torch.zeros(shape, dtype=dtype))
+    setattr(step, name, np.zeros(shape, dtype=dtype))
     buffer = RolloutBuffer(2, 2, HEADS)
-    if shape == [2] and (dtype.is_floating_point if name == "rewards" else dtype == torch.bool):
+    if shape == [2] and (issubclass(dtype, np.floating) if name == "rewards" else dtype == np.bool_):
         buffer.add(step)
     else:
-        with pytest.raises(ValueError, match=rf"'{name}': expected .* of shape \(2,\), one per environment, got torch"):
+        with pytest.raises(ValueError, match=rf"'{name}': expected .* of shape \(2,\), one per environment, got "):
             buffer.add(step)
 
 
 def test_every_step_is_like_the_first() -> None:
     flags = torch.tensor([False, False])
-    buffer = RolloutBuffer(3, 2, HEADS)
-    buffer.add(transition(0.0, flags, ~flags))
     for wrong in (torch.zeros(2, 1, dtype=torch.float64), torch.zeros(2, 3)):
+        buffer = RolloutBuffer(2, 2, HEADS)
+        buffer.add(transition(0.0, flags, ~flags))
         step = transition(1.0, flags, ~flags)
         step.inputs = step.inputs._replace(features=wrong)
+        buffer.add(step)
         with pytest.raises(ValueError, match=r"'features': expected torch.float32 of shape \(2, 1\) as before, got"):
-            buffer.add(step)
+            buffer.close(stamped)
 
 
 def test_a_mask_that_is_not_given_allows_everything() -> None:
@@ -216,6 +221,7 @@ def test_a_mask_that_is_not_given_allows_everything() -> None:
             step = transition(0.0, flag, ~flag)
             step.inputs = step.inputs._replace(masks={"op": given_mask, "leaf": None})
             buffer.add(step)
+        buffer.close(stamped)
         assert buffer.num_allowed()[:, 0].tolist() == [[1, 3], [2, 3]]
         buffer.clear()
 

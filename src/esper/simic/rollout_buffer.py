@@ -15,18 +15,19 @@ the same, and the update has no Python loop over time.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from esper.heads import Head, HeadTable
 from esper.simic.advantages import Advantages, compute_advantages, mean_of_others
-from esper.tamiyo.networks.checks import HiddenState
-from esper.tamiyo.networks.factored_lstm import ActionOutput
+from esper.tamiyo.networks.checks import HiddenState, Masks
+from esper.tamiyo.networks.factored_lstm import Core, Judged
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
 
 
@@ -37,22 +38,23 @@ class Transition:
     inputs: PolicyInput
     hidden: HiddenState
     """HiddenState state *before* the step, zero where an episode begins."""
-    output: ActionOutput
-    rewards: Tensor
+    actions: dict[str, Tensor]
+    """{head: [K] int64}, of heads that are not categorical [K, n]."""
+    core: Core
+    """What the policy made of the inputs."""
+    rewards: np.ndarray
     """[K] float."""
-    terminated: Tensor
+    terminated: np.ndarray
     """[K] bool."""
-    truncated: Tensor
+    truncated: np.ndarray
     """[K] bool."""
-    episode_starts: Tensor
+    episode_starts: np.ndarray
     """[K] bool: the step is the first of its episode."""
-    valid: Tensor
+    valid: np.ndarray
     """[K] bool: False where the step belongs to no episode (the reset row of next-step autoreset)."""
     final_values: Tensor | None = None
-    """[K]: V of the final observation where the episode was truncated (same-step autoreset). ``None`` under next-step
-    autoreset, where the next row holds the final observation and so its value."""
-    likelihood_ratios: Tensor | None = None
-    """[K]: π/μ of the action, where ``output`` judges what another policy μ drew; ``None`` where π drew it itself."""
+    """[K]: V of the final observation where same-step autoreset followed a truncation; ``None`` where it did not. Under
+    next-step autoreset the next row holds the final observation, and so its value."""
 
 
 _FLAGS = ("terminated", "truncated", "episode_starts", "valid")
@@ -91,32 +93,32 @@ class SequenceBatch(NamedTuple):
 class RolloutBuffer:
     """T steps of K environments, as plain detached copies in storage of its own.
 
-    Whatever :meth:`add` is given is *copied* into preallocated tensors. So the buffer can hold no autograd graph and no
-    inference tensor, however the rollout was made, and hidden states taken from it never tie two episodes together.
+    Steps are kept as they come until there are T of them; then all are *copied* into a few large tensors. So a finished
+    buffer can hold no autograd graph and no inference tensor, however the rollout was made, and hidden states taken
+    from it never tie two episodes together.
 
     Args:
         num_steps: T.
         num_envs: K.
         heads: The policy's heads.
 
-    Call :meth:`add` T times, then :meth:`finish`; :meth:`clear` makes it ready for the next rollout.
+    Call :meth:`add` T times, then :meth:`close` and :meth:`finish`; :meth:`clear` makes it ready for the next rollout.
     """
 
     def __init__(self, num_steps: int, num_envs: int, heads: HeadTable) -> None:
         self.num_steps, self.num_envs, self.heads = num_steps, num_envs, heads
-        self.position = 0
-        self.advantages: Advantages | None = None
-        self._shared: Tensor | None = None
-        self._rows: dict[str, Tensor] = {}
-        self._masks: dict[str, Tensor] = {}
-        self._could_matter: Tensor | None = None
+        self._numbers = {name: np.zeros((num_steps, num_envs), np.float32) for name in ("rewards",)}
+        self._numbers |= {name: np.zeros((num_steps, num_envs), bool) for name in _FLAGS}
+        self.clear()
 
     def clear(self) -> None:
-        """Forget the rollout; the storage is used again."""
-        self.position = 0
-        self.advantages = self._could_matter = self._shared = None
-        for mask in self._masks.values():
-            mask.fill_(True)
+        """Forget the rollout."""
+        self.advantages: Advantages | None = None
+        self._steps: list[Transition] = []
+        self._rows: dict[str, Tensor] = {}
+        self._masks: dict[str, Tensor] = {}
+        self._shared: Tensor | None = None
+        self._could_matter: Tensor | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """The stored rows [T, K, ...] called ``name``.
@@ -125,79 +127,103 @@ class RolloutBuffer:
         heads are categorical the numbers of one head after those of the other, float64), ``log_probs`` and
         ``entropies`` [T, K, H], ``chosen_values``, ``state_values``, ``rewards``, ``terminated``, ``truncated``,
         ``episode_starts``, ``valid``, ``hidden_0`` and ``hidden_1`` [T, layers, K, width]; with slots
-        ``blueprint_indices``; after same-step autoreset ``final_values``; where another policy drew the actions
-        ``likelihood_ratios``.
+        ``blueprint_indices``; where same-step autoreset followed a truncation ``final_values``; where another policy
+        drew the actions ``likelihood_ratios``.
         """
         return self._rows[name]
 
     # ------------------------------------------------------------------ storing
 
     def add(self, transition: Transition) -> None:
-        """Copy one step in.
+        """Keep one step; its numbers are copied, its tensors are taken over and not to be changed before :meth:`close`.
 
         Raises:
-            ValueError: When the buffer is full, a number of a step is of another type or not one for each environment,
-                or a tensor's shape or type differs from that of the steps before.
+            ValueError: When the buffer is full, or a number of a step is of another type or not one for each
+                environment.
         """
-        if self.position == self.num_steps:
+        position = len(self._steps)
+        if position == self.num_steps:
             raise ValueError(f"the buffer already holds its {self.num_steps} steps; call finish() and then clear()")
-        self._check(transition)
-        with torch.inference_mode(False), torch.no_grad():
-            for name, tensor in self._flat(transition).items():
-                self._store(self._rows, name, tensor)
-            for head, mask in transition.inputs.masks.items():
-                if mask is not None:  # a head without a mask allows everything, and that is what storage begins with
-                    self._store(self._masks, head, mask, fill=True)
-        self.position += 1
-
-    def _check(self, transition: Transition) -> None:
-        for name in ("rewards", *_FLAGS):
-            tensor, kind = getattr(transition, name), "bool" if name in _FLAGS else "floating point"
-            right = tensor.dtype == torch.bool if name in _FLAGS else tensor.is_floating_point()
-            if not right or tuple(tensor.shape) != (self.num_envs,):
+        for name, rows in self._numbers.items():
+            given = getattr(transition, name)
+            if given.shape != (self.num_envs,) or given.dtype.kind != rows.dtype.kind:
+                kind = "bool" if rows.dtype == bool else "floating point"
                 raise ValueError(
                     f"'{name}': expected {kind} of shape ({self.num_envs},), one per environment, "
-                    f"got {tensor.dtype} {tuple(tensor.shape)}"
+                    f"got {given.dtype} {given.shape}"
                 )
-
-    def _flat(self, transition: Transition) -> dict[str, Tensor]:
-        output, names = transition.output, self.heads.names
-        rows = {
-            "features": transition.inputs.features,
-            "actions": _side_by_side(self.heads, output.actions),
-            "log_probs": torch.stack([output.log_probs[h] for h in names], dim=-1),
-            "entropies": torch.stack([output.entropies[h] for h in names], dim=-1),
-            "chosen_values": output.value,
-            "state_values": output.state_value,
-            "hidden_0": transition.hidden[0],
-            "hidden_1": transition.hidden[1],
-            "rewards": transition.rewards,
-            "terminated": transition.terminated,
-            "truncated": transition.truncated,
-            "episode_starts": transition.episode_starts,
-            "valid": transition.valid,
-        }
-        rows |= {_PART + name: part for name, part in transition.inputs.parts.items()}
-        if transition.inputs.blueprint_indices is not None:
-            rows["blueprint_indices"] = transition.inputs.blueprint_indices
-        if transition.final_values is not None:
-            rows["final_values"] = transition.final_values
-        if transition.likelihood_ratios is not None:
-            rows["likelihood_ratios"] = transition.likelihood_ratios
-        return rows
-
-    def _store(self, storage: dict[str, Tensor], name: str, tensor: Tensor, *, fill: bool = False) -> None:
-        if name not in storage:
-            storage[name] = torch.full((self.num_steps, *tensor.shape), fill, dtype=tensor.dtype, device=tensor.device)
-        place = storage[name][self.position]
-        if place.shape != tensor.shape or place.dtype != tensor.dtype:
-            raise ValueError(
-                f"'{name}': expected {place.dtype} of shape {tuple(place.shape)} as before, "
-                f"got {tensor.dtype} {tuple(tensor.shape)}"
-            )
-        place.copy_(tensor)
+            rows[position] = given
+        self._steps.append(transition)
 
     # ------------------------------------------------------------------ after the last step
+
+    def close(self, judge: Callable[[Core, dict[str, Tensor], Masks], Judged]) -> None:
+        """Lay all steps side by side, and have them judged.
+
+        Args:
+            judge: Of the policy, see :meth:`LSTMPolicyBundle.judge`.
+
+        Raises:
+            ValueError: Before the last step, or when the tensors of a step differ in shape or type from those of the
+                step before.
+        """
+        steps = self._steps
+        if len(steps) != self.num_steps:
+            raise ValueError(f"expected {self.num_steps} steps before close(), got {len(steps)}")
+        device = steps[0].inputs.features.device
+        with torch.inference_mode(False), torch.no_grad():
+            self._rows = {name: torch.from_numpy(rows.copy()).to(device) for name, rows in self._numbers.items()}
+            parts = [self._tensors(step) for step in steps]
+            self._rows |= {name: _stacked(name, [part[name] for part in parts]) for name in parts[0]}
+            self._rows |= self._final_values()
+            self._masks = self._stacked_masks()
+            judged = judge(
+                Core.joined([step.core for step in steps]),
+                {head: x.flatten(0, 1) for head, x in _by_head(self.heads, self["actions"]).items()},
+                {head: self._masks[head].flatten(0, 1) if head in self._masks else None for head in self.heads.names},
+            )
+            shape = (self.num_steps, self.num_envs)
+            self._rows |= {
+                "log_probs": judged.log_probs.view(*shape, -1).clone(),
+                "entropies": judged.entropies.view(*shape, -1).clone(),
+                "chosen_values": judged.value.view(shape).clone(),
+                "state_values": judged.state_value.view(shape).clone(),
+            }
+        self._steps = []
+
+    def _tensors(self, step: Transition) -> dict[str, Tensor]:
+        tensors = {
+            "features": step.inputs.features,
+            "actions": _side_by_side(self.heads, step.actions),
+            "hidden_0": step.hidden[0],
+            "hidden_1": step.hidden[1],
+        }
+        tensors |= {_PART + name: part for name, part in step.inputs.parts.items()}
+        if step.inputs.blueprint_indices is not None:
+            tensors["blueprint_indices"] = step.inputs.blueprint_indices
+        return tensors
+
+    def _final_values(self) -> dict[str, Tensor]:
+        given = {t: step.final_values for t, step in enumerate(self._steps) if step.final_values is not None}
+        values = self["rewards"].new_zeros(self.num_steps, self.num_envs)
+        for t, final in given.items():
+            values[t] = final
+        return {"final_values": values} if given else {}
+
+    def _stacked_masks(self) -> dict[str, Tensor]:
+        """Of the heads that have had one; what had none allows everything."""
+        masks = {}
+        for head in self.heads.names:
+            given = [step.inputs.masks[head] for step in self._steps]
+            example = next((mask for mask in given if mask is not None), None)
+            if example is not None:
+                free = torch.ones_like(example)
+                masks[head] = _stacked(f"mask of {head}", [free if mask is None else mask for mask in given])
+        return masks
+
+    def weigh(self, likelihood_ratios: Float[Tensor, "T K"]) -> None:
+        """Say that another policy μ drew the actions: π/μ of each, [T, K]."""
+        self._rows["likelihood_ratios"] = likelihood_ratios
 
     def finish(
         self,
@@ -217,8 +243,8 @@ class RolloutBuffer:
             reward_scale: What rewards are multiplied with before the critic learns them.
             paired: The environments share their luck; see :func:`esper.simic.advantages.mean_of_others`.
         """
-        if self.position != self.num_steps:
-            raise ValueError(f"expected {self.num_steps} steps before finish(), got {self.position}")
+        if "log_probs" not in self._rows:
+            raise ValueError("expected close() before finish()")
         with torch.inference_mode(False), torch.no_grad():
             self.advantages = self._advantages(last_values.clone(), gamma, gae_lambda, reward_scale)
             self._shared = mean_of_others(self.advantages.op, self["valid"]) if paired else None
@@ -346,6 +372,18 @@ class RolloutBuffer:
             could_matter=padded(self.could_matter, False),
             gaps=padding if layout.packed else None,
         )
+
+
+def _stacked(name: str, steps: Sequence[Tensor]) -> Tensor:
+    """[T, ...]; raises ValueError where a step differs from the first."""
+    first = steps[0]
+    for step in steps:
+        if step.shape != first.shape or step.dtype != first.dtype:
+            raise ValueError(
+                f"'{name}': expected {first.dtype} of shape {tuple(first.shape)} as before, "
+                f"got {step.dtype} {tuple(step.shape)}"
+            )
+    return torch.stack(list(steps))
 
 
 def _side_by_side(heads: HeadTable, actions: Mapping[str, Tensor]) -> Shaped[Tensor, "K W"]:

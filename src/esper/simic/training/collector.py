@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
-from torch import Tensor
 
 from esper.simic.interface import SpacesInterface
 from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
 from esper.simic.training.hindsight import OTHER_OBJECTIVE, Hindsight
 from esper.simic.training.stepping import emptied, final_values, value
+from esper.tamiyo.networks.action_tree import Noise, noise_for
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
 EPISODE_METRICS = "episode_metrics"
@@ -126,40 +126,55 @@ class Collector:
         if self.hindsight is not None:
             self.hindsight.buffer.clear()
         self.episodes = []
-        for _ in range(self.buffer.num_steps):
+        for noise in [None] * self.buffer.num_steps if deterministic else self._noise(generator):
             if should_stop():
                 raise Interrupted
-            self._step(policy, generator, deterministic)
+            self._step(policy, noise)
             on_step()
+        self.buffer.close(policy.judge)
         self.buffer.finish(value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale, paired=paired)
         if self.hindsight is not None:
             self.hindsight.finish(
-                policy, self._inputs, gamma=gamma, gae_lambda=gae_lambda, reward_scale=reward_scale, paired=paired
+                policy,
+                self._inputs,
+                self.buffer,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                reward_scale=reward_scale,
+                paired=paired,
             )
         return self.buffer
 
-    def _step(self, policy: LSTMPolicyBundle, generator: torch.Generator, deterministic: bool) -> None:
-        output = policy.act(self._inputs, self._hidden, deterministic, generator)
-        observation, rewards, terminated, truncated, infos = self.envs.step(self.adapter.decode(output.actions))
+    def _noise(self, generator: torch.Generator) -> list[Noise]:
+        """What decides the draws of each step; that of the whole rollout is drawn at once."""
+        adapter, rows = self.adapter, (self.buffer.num_steps, self.envs.num_envs)
+        of_head = noise_for(adapter.heads, adapter.num_slots, rows, adapter.device, generator)
+        steps = zip(*[x.unbind(0) for x in of_head.values()], strict=True)
+        return [dict(zip(of_head, step, strict=True)) for step in steps]
+
+    def _step(self, policy: LSTMPolicyBundle, noise: Noise | None) -> None:
+        actions, core, hidden = policy.step(self._inputs, self._hidden, noise)
+        observation, rewards, terminated, truncated, infos = self.envs.step(self.adapter.decode(actions))
         valid = ~self._resetting
         terminated, truncated = terminated & valid, truncated & valid
-        self._check_rewards(rewards, valid)
+        rewards = np.where(valid, rewards, 0.0)
+        self._check_rewards(rewards)
+        cut = truncated & ~terminated
         transition = Transition(
             inputs=self._inputs,
             hidden=self._hidden,
-            output=output,
-            rewards=self._tensor(np.where(valid, rewards, 0.0).astype(np.float32)),
-            terminated=self._tensor(terminated),
-            truncated=self._tensor(truncated),
-            episode_starts=self._tensor(self._episode_starts),
-            valid=self._tensor(valid),
-            final_values=None
-            if self.next_step
-            else final_values(policy, self.adapter, output.hidden, truncated & ~terminated, infos),
+            actions=actions,
+            core=core,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            episode_starts=self._episode_starts,
+            valid=valid,
+            final_values=None if self.next_step else final_values(policy, self.adapter, hidden, cut, infos),
         )
         self.buffer.add(transition)
         self._note_episodes(rewards, valid, terminated | truncated, infos)
-        self._hidden = output.hidden
+        self._hidden = hidden
         self._advance(observation, infos, terminated, truncated)
         if self.hindsight is not None:
             ignore = terminated if self.next_step else None
@@ -176,20 +191,18 @@ class Collector:
         self._inputs = self.adapter.encode(observation, infos, **ends)
         self._hidden = emptied(self._hidden, self._episode_starts)
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.adapter.device)
-
     # ------------------------------------------------------------------ episodes
 
-    def _check_rewards(self, rewards: np.ndarray, valid: np.ndarray) -> None:
-        bad = np.flatnonzero(~np.isfinite(rewards) & valid)
-        if len(bad):
-            raise ValueError(f"environment {bad[0]} gave a reward of {rewards[bad[0]]}; rewards must be finite numbers")
+    def _check_rewards(self, rewards: np.ndarray) -> None:
+        finite = np.isfinite(rewards)
+        if not finite.all():
+            bad = int(finite.argmin())
+            raise ValueError(f"environment {bad} gave a reward of {rewards[bad]}; rewards must be finite numbers")
 
     def _note_episodes(
         self, rewards: np.ndarray, valid: np.ndarray, ended: np.ndarray, infos: Mapping[str, Any]
     ) -> None:
-        self._rewards += np.where(valid, rewards, 0.0)
+        self._rewards += rewards
         self._lengths += valid
         if not ended.any():
             return

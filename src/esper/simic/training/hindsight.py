@@ -24,7 +24,6 @@ from torch import Tensor
 from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.stepping import emptied, final_values, value
-from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.networks.prospects import PROSPECTS
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
@@ -92,58 +91,44 @@ class Hindsight:
             ignore: [K] bool, whose new observation means nothing; ``None`` for none.
         """
         following = self._seen(infos)
-        output = self._judged(policy, seen)
+        inputs = self.seen.instead(seen.inputs)
+        core, hidden = policy.core(inputs, self.hidden)
         values = None
         if seen.final_values is not None:
-            cut = (seen.truncated & ~seen.terminated).cpu().numpy()
-            final = self._seen(infos["final_info"]).instead if cut.any() else None
-            values = final_values(policy, self.adapter, output.hidden, cut, infos, change=final)
-        rewards = self._tensor(np.asarray(infos[OTHER_OBJECTIVE]["rewards"], dtype=np.float32))
+            cut, final = seen.truncated & ~seen.terminated, self._seen(infos["final_info"])
+            values = final_values(policy, self.adapter, hidden, cut, infos, change=final.instead)
         self.buffer.add(
             replace(
                 seen,
-                inputs=self.seen.instead(seen.inputs),
+                inputs=inputs,
                 hidden=self.hidden,
-                output=output,
-                rewards=torch.where(seen.valid, rewards, 0.0),
+                core=core,
+                rewards=np.where(seen.valid, np.asarray(infos[OTHER_OBJECTIVE]["rewards"], dtype=np.float32), 0.0),
                 final_values=values,
-                likelihood_ratios=(_joint(output) - _joint(seen.output)).exp(),
             )
         )
         self.seen = following.without(None if ignore is None else self._tensor(ignore))
-        self.hidden = emptied(output.hidden, begins)
+        self.hidden = emptied(hidden, begins)
 
     def finish(
         self,
         policy: LSTMPolicyBundle,
         following: PolicyInput,
+        seen: RolloutBuffer,
         *,
         gamma: float,
         gae_lambda: float,
         reward_scale: float,
         paired: bool,
     ) -> None:
-        """Compute the advantages as :meth:`RolloutBuffer.finish`; ``following`` is what the last step led to."""
+        """Judge what was followed and compute the advantages, as :class:`RolloutBuffer` does.
+
+        ``following`` is what the last step led to, and ``seen`` are the steps as they were, judged.
+        """
+        self.buffer.close(policy.judge)
+        self.buffer.weigh((self.buffer["log_probs"].sum(-1) - seen["log_probs"].sum(-1)).exp())
         last_values = value(policy, self.seen.instead(following), self.hidden)
         self.buffer.finish(last_values, gamma, gae_lambda, reward_scale, paired=paired)
-
-    @torch.no_grad()
-    def _judged(self, policy: LSTMPolicyBundle, seen: Transition) -> ActionOutput:
-        """What the policy makes of the actions taken, under the other objective."""
-        sequences = self.seen.instead(seen.inputs).map(lambda x: x[:, None])
-        actions = seen.output.actions
-        found = policy.evaluate_actions(sequences, {h: a[:, None] for h, a in actions.items()}, self.hidden)
-        assert found.hidden is not None
-        return ActionOutput(
-            actions=actions,
-            log_probs={head: x[:, 0] for head, x in found.log_probs.items()},
-            value=found.values[:, 0],
-            state_value=found.state_values[:, 0],
-            op_values=found.op_values[:, 0],
-            hidden=found.hidden,
-            sampled_op=seen.output.sampled_op,
-            entropies={head: x[:, 0] for head, x in found.entropy.items()},
-        )
 
     def _seen(self, infos: Mapping[str, Any]) -> Seen:
         if OTHER_OBJECTIVE not in infos:
@@ -177,8 +162,3 @@ class Hindsight:
         device = self.adapter.device
         self.seen = Seen(state["features"].to(device), {name: part.to(device) for name, part in state["parts"].items()})
         self.hidden = (state["hidden"][0].to(self.adapter.device), state["hidden"][1].to(self.adapter.device))
-
-
-def _joint(output: ActionOutput) -> Tensor:
-    """Log-probability of the whole action, [K]."""
-    return torch.stack(list(output.log_probs.values())).sum(0)

@@ -38,8 +38,10 @@ def final_values(
     cut: Bool[np.ndarray, " K"],
     infos: Mapping[str, Any],
     change: Callable[[PolicyInput, np.ndarray], PolicyInput] | None = None,
-) -> Float[Tensor, " K"]:
+) -> Float[Tensor, " K"] | None:
     """V of the final observation where an episode was ``cut`` ([K] bool) by a time limit, [K]; 0 elsewhere.
+
+    ``None`` where no episode was.
 
     Args:
         policy: The policy.
@@ -49,11 +51,12 @@ def final_values(
         infos: After the last step, under same-step autoreset.
         change: What the policy is to see instead, of what it would see in the given rows.
     """
-    values = torch.zeros(len(cut), dtype=policy.network.dtype, device=adapter.device)
+    if not cut.any():
+        return None
     rows = np.flatnonzero(cut)
-    if len(rows):
-        inputs = adapter.encode_final(infos, rows)
-        if change is not None:
-            inputs = change(inputs, rows)
-        values[rows] = value(policy, inputs, (hidden[0][:, rows], hidden[1][:, rows]))
+    inputs = adapter.encode_final(infos, rows)
+    if change is not None:
+        inputs = change(inputs, rows)
+    values = torch.zeros(len(cut), dtype=policy.network.dtype, device=adapter.device)
+    values[rows] = value(policy, inputs, (hidden[0][:, rows], hidden[1][:, rows]))
     return values

@@ -31,19 +31,31 @@ Chooser = Callable[[str, Distribution, Tensor | None], Tensor]
 a categorical head, ``[N, n]`` of any other."""
 
 
-def sampled(
-    heads: HeadTable, num_slots: int, rows: int, device: torch.device, generator: torch.Generator | None
-) -> Chooser:
-    """A chooser that draws from each distribution; all randomness is drawn at once."""
+Noise = dict[str, Tensor]
+"""What decides a draw, for every head: Gumbel noise of its choices or bits, of a Gaussian head normal numbers."""
+
+
+def noise_for(
+    heads: HeadTable,
+    num_slots: int,
+    rows: tuple[int, ...],
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Noise:
+    """All randomness of ``rows`` draws at once, ``[*rows, n]`` for each head (of bits ``2·n``)."""
     sizes = heads.sizes(num_slots)
     discrete = {h.name: sizes[h.name] * (1 if h.is_categorical else 2) for h in heads if h.kind != "gaussian"}
     numbers = {h.name: sizes[h.name] for h in heads if h.kind == "gaussian"}
-    noise = list(gumbel_noise((rows, sum(discrete.values())), device, generator).split(tuple(discrete.values()), -1))
+    parts = list(gumbel_noise((*rows, sum(discrete.values())), device, generator).split(tuple(discrete.values()), -1))
     if numbers:
-        normal = torch.randn((rows, sum(numbers.values())), device=device, generator=generator)
-        noise += normal.split(tuple(numbers.values()), dim=-1)
-    of_head = dict(zip((*discrete, *numbers), noise, strict=True))
-    return lambda name, distribution, used: distribution.sample(noise=of_head[name])
+        normal = torch.randn((*rows, sum(numbers.values())), device=device, generator=generator)
+        parts += normal.split(tuple(numbers.values()), dim=-1)
+    return dict(zip((*discrete, *numbers), parts, strict=True))
+
+
+def sampled(noise: Noise) -> Chooser:
+    """A chooser that draws from each distribution as ``noise`` decides."""
+    return lambda name, distribution, used: distribution.sample(noise=noise[name])
 
 
 def likeliest(name: str, distribution: Distribution, used: Bool[Tensor, "N 1"] | None) -> Tensor:
@@ -137,7 +149,8 @@ class Draw:
     def log_probs_NC(self) -> Float[Tensor, "N C"]:
         """Log-probabilities of all choices of all heads."""
         assert self.categorical is not None
-        return torch.cat([d.log_probs for d in self.categorical], dim=-1)
+        first, *others = [d.log_probs for d in self.categorical]
+        return torch.cat([first, *others], dim=-1) if others else first
 
     @cached_property
     def choices_NK(self) -> Int[Tensor, "N K"]:
@@ -312,8 +325,8 @@ class ActionTree(nn.Module):
         """Go through the heads in order; ``masks`` are ``[N, ...]`` as the table says, or ``None``."""
         draw = Draw()
         hidden = self.hidden(core_NH)
-        weights = self.output.weight.split(self.output_sizes)
-        biases = self.output.bias.split(self.output_sizes)
+        weights = torch.split_with_sizes(self.output.weight, self.output_sizes)
+        biases = torch.split_with_sizes(self.output.bias, self.output_sizes)
         for head, weight, bias in zip(self.heads, weights, biases, strict=True):
             assert isinstance(head, HeadNetwork)
             head_dim = weight.shape[-1]

@@ -7,7 +7,7 @@ core, O ops (choices of the first head), n choices of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,8 +23,10 @@ from esper.tamiyo.networks.action_tree import (
     Chooser,
     DescribedHead,
     Draw,
+    Noise,
     likeliest,
     most_valuable,
+    noise_for,
     sampled,
     stored,
 )
@@ -105,6 +107,38 @@ class Evaluation(_EvaluationFields):
         self.state_values, self.op_values = state_values, op_values
         self.used, self.could_matter = used, could_matter
         return self
+
+
+class Core(NamedTuple):
+    """What the network makes of N rows before anything is drawn: all that actions and values hang on."""
+
+    core: Tensor
+    """What was seen and is remembered ``[N, H]``."""
+    slots: Tensor | None
+    """Encodings of slots ``[N, S, E]``; ``None`` without slots."""
+    described: Tensor | None
+    """Encodings of the choices in each slot ``[N, S, n, E]``; ``None`` where none are described."""
+
+    @classmethod
+    def joined(cls, steps: Sequence[Core]) -> Core:
+        """The rows of several steps, one after the other."""
+        parts = [list(part) for part in zip(*steps, strict=True)]
+        core, slots, described = [None if part[0] is None else torch.cat(part) for part in parts]
+        assert core is not None
+        return cls(core, slots, described)
+
+
+class Judged(NamedTuple):
+    """What a policy says of actions that have been drawn, for N rows and K heads."""
+
+    log_probs: Tensor
+    """``[N, K]``; 0 where the head is unused."""
+    entropies: Tensor
+    """``[N, K]``, nats; 0 where the head is unused."""
+    value: Tensor
+    """Q(s, op taken) ``[N]``."""
+    state_value: Tensor
+    """V(s) ``[N]``."""
 
 
 class _Decided(NamedTuple):
@@ -254,15 +288,12 @@ class FactoredRecurrentActorCritic(nn.Module):
         # Where nothing is to be recorded, inference mode saves a tenth of the time; what leaves it is copied, so that
         # it can be stored and trained on.
         with torch.inference_mode(not records):
-            core, slots, described, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+            core, hidden = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+            drawn_by = None
             if not deterministic:
-                num_slots = 0 if slots is None else slots.shape[1]
-                choose = sampled(self.heads, num_slots, rows, state.device, generator)
-            elif op_share < 1:
-                choose = most_valuable(self.heads.op.name, self._op_values(core), op_share)
-            else:
-                choose = likeliest
-            decided = self._decide(core, slots, described, masks, choose)
+                num_slots = 0 if core.slots is None else core.slots.shape[1]
+                drawn_by = noise_for(self.heads, num_slots, (rows,), state.device, generator)
+            decided = self._decide(core, masks, self._chooser(core, drawn_by, op_share))
             draw = decided.draw
             if self.check_values:
                 self._check_drawn(draw, (rows,))
@@ -327,10 +358,10 @@ class FactoredRecurrentActorCritic(nn.Module):
         num_slots = 0 if blueprint_indices is None else blueprint_indices.shape[-1]
         checks.check_actions(actions, batch, self.heads, num_slots)
         checks.check_gaps(gaps, batch)
-        core, slots, described, hidden = self._core(states, blueprint_indices, hidden, parts, gaps)
+        core, hidden = self._core(states, blueprint_indices, hidden, parts, gaps)
         rows = {name: action.flatten(0, 1) for name, action in actions.items()}
         flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
-        decided = self._decide(core, slots, described, flat_masks, stored(rows))
+        decided = self._decide(core, flat_masks, stored(rows))
         draw = decided.draw
         if self.check_values:
             self._check_drawn(draw, tuple(batch))
@@ -357,11 +388,11 @@ class FactoredRecurrentActorCritic(nn.Module):
         """V(s) ``[B]`` without drawing an action; arguments and errors as in :meth:`get_action`."""
         parts = parts or {}
         hidden = self._checked("state", state, blueprint_indices, masks, hidden, parts, batch=("B",))
-        core, *_ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+        core, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
         op_values = self._op_values(core)
         if self.heads.num_ops:
             op = self.heads.op.name
-            distribution = self.tree.op(core, masks[op])
+            distribution = self.tree.op(core.core, masks[op])
             if self.check_values and not torch.isfinite(distribution.log_probs.amax(-1)).all():
                 draw = Draw({op: distribution}, {op: distribution.mode()})
                 raise ValueError(_diagnosis(draw, (state.shape[0],)))
@@ -371,6 +402,51 @@ class FactoredRecurrentActorCritic(nn.Module):
         if not torch.is_grad_enabled():
             _forget_autocast_weights(state.device.type)
         return value
+
+    # ------------------------------------------------------------------ step by step, judged afterwards
+
+    def core(
+        self,
+        state: Float[Tensor, "B D"],
+        blueprint_indices: Int[Tensor, "B S"] | None,
+        hidden: HiddenState,
+        parts: Mapping[str, Tensor],
+    ) -> tuple[Core, HiddenState]:
+        """What one step shows, and the hidden state after it; arguments as in :meth:`get_action`, not checked.
+
+        Together with :meth:`draw` and :meth:`judge` this is :meth:`get_action` in parts: a rollout draws at every step,
+        and judges all of its steps at once.
+        """
+        return self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+
+    def draw(self, core: Core, masks: Masks, noise: Noise | None, op_share: float = 1.0) -> dict[str, Tensor]:
+        """Actions as in :attr:`ActionOutput.actions`, as ``noise`` decides; ``None`` takes the likeliest.
+
+        Raises:
+            ValueError: For a network's output that is not finite, or a used head without an allowed choice.
+        """
+        draw = self._draw(core, masks, self._chooser(core, noise, op_share))
+        if self.check_values:
+            self._check_drawable(draw, (core.core.shape[0],))
+        return draw.choices
+
+    def judge(self, core: Core, actions: Mapping[str, Tensor], masks: Masks) -> Judged:
+        """What there is to say of ``actions`` that :meth:`draw` gave, row by row.
+
+        Raises:
+            ValueError: For an action that is masked out.
+        """
+        decided = self._decide(core, masks, stored(actions))
+        if self.check_values:
+            self._check_drawn(decided.draw, (core.core.shape[0],))
+        return Judged(decided.draw.log_probs_NK, decided.draw.entropies_NK(), decided.value, decided.state_value)
+
+    def _chooser(self, core: Core, noise: Noise | None, op_share: float) -> Chooser:
+        if noise is not None:
+            return sampled(noise)
+        return most_valuable(self.heads.op.name, self._op_values(core), op_share) if op_share < 1 else likeliest
+
+    # ------------------------------------------------------------------ parts
 
     def _by_head(self, x_K: Tensor) -> dict[str, Tensor]:
         """The last dimension, of one number per head, as a dict."""
@@ -383,8 +459,8 @@ class FactoredRecurrentActorCritic(nn.Module):
         hidden: HiddenState,
         parts: Mapping[str, Tensor],
         gaps_BT: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, HiddenState]:
-        """Core ``[N, H]``, encodings of slots ``[N, S, E]`` and choices ``[N, S, n, E]``, and the hidden state."""
+    ) -> tuple[Core, HiddenState]:
+        """The core of all rows, and the hidden state after the last step."""
         batch, steps = states_BTD.shape[:2]
         rows_ND = states_BTD.flatten(0, 1)
         slots_NSE = described_NSnE = more_NSE = None
@@ -409,31 +485,28 @@ class FactoredRecurrentActorCritic(nn.Module):
         encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))
         if self.memory is not None:
             encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden, gaps_BT)
-        return self.core_norm(encoded_NH), slots_NSE, described_NSnE, hidden
+        return Core(self.core_norm(encoded_NH), slots_NSE, described_NSnE), hidden
 
-    def _decide(
-        self,
-        core_NH: Tensor,
-        slots_NSE: Tensor | None,
-        described_NSnE: Tensor | None,
-        masks: Masks,
-        choose: Chooser,
-    ) -> _Decided:
-        """The behaviour policy and its value, whole; rollout and learning differ only in ``choose``."""
+    def _draw(self, core: Core, masks: Masks, choose: Chooser) -> Draw:
+        """The behaviour policy, whole; rollout and learning differ only in ``choose``."""
         described = None
-        if self.prospects is not None and described_NSnE is not None:
-            described = DescribedHead(self.prospects, described_NSnE)
-        draw = self.tree.draw(core_NH, slots_NSE, masks, choose, described)
-        op, op_values_NO = self.heads.op.name, self._op_values(core_NH)
+        if self.prospects is not None and core.described is not None:
+            described = DescribedHead(self.prospects, core.described)
+        return self.tree.draw(core.core, core.slots, masks, choose, described)
+
+    def _decide(self, core: Core, masks: Masks, choose: Chooser) -> _Decided:
+        """The behaviour policy and its value."""
+        draw = self._draw(core, masks, choose)
+        op, op_values_NO = self.heads.op.name, self._op_values(core)
         distribution = draw.distributions[op]
         if not isinstance(distribution, MaskedCategorical):
             return _Decided(draw, op_values_NO[:, 0], op_values_NO[:, 0], op_values_NO)
         value_N = op_values_NO.gather(-1, draw.choices[op].unsqueeze(-1)).squeeze(-1)
         return _Decided(draw, value_N, _expected(distribution.probs, op_values_NO), op_values_NO)
 
-    def _op_values(self, core_NH: Tensor) -> Tensor:
+    def _op_values(self, core: Core) -> Tensor:
         """Q(s, ·) ``[N, O]`` = v(s) + a(s, ·); v(s) ``[N, 1]`` where there are no ops."""
-        dueling = self.critic(torch.relu(self.critic_hidden(core_NH)))
+        dueling = self.critic(torch.relu(self.critic_hidden(core.core)))
         dueling = dueling.to(self.dtype)
         return dueling[:, :1] + dueling[:, 1:] if self.heads.num_ops else dueling
 
@@ -475,6 +548,13 @@ class FactoredRecurrentActorCritic(nn.Module):
             ]
             checks.check_recordable(kept)
         return hidden
+
+    def _check_drawable(self, draw: Draw, batch: tuple[int, ...]) -> None:
+        """Each head has something to draw from: of one that has nothing all log-probabilities are NaN."""
+        if draw.categorical is None:
+            self._check_drawn(draw, batch)
+        elif math.isnan(draw.log_probs_NC.sum().item()):
+            raise ValueError(_diagnosis(draw, batch))
 
     def _check_drawn(self, draw: Draw, batch: tuple[int, ...]) -> None:
         """One look at the sum; only a bad one is traced to its head and row."""

@@ -23,9 +23,10 @@ from esper.auditions import Auditions
 from esper.files import Format, from_plain
 from esper.heads import HeadTable
 from esper.tamiyo.networks import checks
+from esper.tamiyo.networks.action_tree import Noise
 from esper.tamiyo.networks.checks import HiddenState, Masks
 from esper.tamiyo.networks.config import NetworkConfig
-from esper.tamiyo.networks.factored_lstm import ActionOutput, Evaluation, FactoredRecurrentActorCritic
+from esper.tamiyo.networks.factored_lstm import ActionOutput, Core, Evaluation, FactoredRecurrentActorCritic, Judged
 
 POLICY_FILE = "policy.safetensors"
 """The one file of a saved policy: weights and statistics, with a JSON description in its header."""
@@ -107,11 +108,23 @@ class PolicyInput(NamedTuple):
         )
 
 
+class Step(NamedTuple):
+    """One step of a rollout that is judged later, see :meth:`LSTMPolicyBundle.step`; inference tensors."""
+
+    actions: dict[str, Tensor]
+    """As in :attr:`ActionOutput.actions`."""
+    core: Core
+    """What :meth:`LSTMPolicyBundle.judge` needs."""
+    hidden: HiddenState
+    """Pair ``[num_layers, B, H]`` for the next step."""
+
+
 class LSTMPolicyBundle:
     """A network and its normaliser, for rollouts, for bootstrapping and for learning.
 
     Rollouts go through :meth:`act`, bootstrapping through :meth:`get_value`, learning through :meth:`evaluate_actions`;
-    who has a trained policy and an observation calls :meth:`predict`.
+    who has a trained policy and an observation calls :meth:`predict`. The trainer's rollouts draw by :meth:`step` and
+    find values and log-probabilities of all steps at once by :meth:`judge`, which is the same in parts.
 
     Args:
         network: The network.
@@ -244,6 +257,35 @@ class LSTMPolicyBundle:
             op_share=self.op_share,
             parts=inputs.parts,
         )
+
+    @torch.inference_mode()
+    def step(self, inputs: PolicyInput, hidden: HiddenState, noise: Noise | None) -> Step:
+        """Draw the actions of one step, of ``inputs`` that have been checked where they came in.
+
+        Args:
+            inputs: ``[B, ...]``.
+            hidden: Pair ``[num_layers, B, H]``.
+            noise: What decides the draw, from :func:`~esper.tamiyo.networks.action_tree.noise_for`; ``None`` takes the
+                likeliest.
+
+        Raises:
+            ValueError: For a network's output that is not finite, or a used head without an allowed choice.
+        """
+        core, hidden = self.core(inputs, hidden)
+        return Step(self.network.draw(core, inputs.masks, noise, self.op_share), core, hidden)
+
+    @torch.inference_mode()
+    def core(self, inputs: PolicyInput, hidden: HiddenState) -> tuple[Core, HiddenState]:
+        """What one step shows and what is remembered after it, of ``inputs`` that have been checked."""
+        state = inputs.features
+        if self.observation_normalizer is not None:
+            state = self.observation_normalizer.normalize(state)
+        return self.network.core(state, inputs.blueprint_indices, hidden, inputs.parts)
+
+    @torch.inference_mode()
+    def judge(self, core: Core, actions: Mapping[str, Tensor], masks: Masks) -> Judged:
+        """Log-probabilities, entropies and values of what :meth:`step` drew, in N rows; inference tensors."""
+        return self.network.judge(core, actions, masks)
 
     @torch.inference_mode()
     def get_value(

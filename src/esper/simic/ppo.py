@@ -11,7 +11,7 @@ the op's weighted with its advantage over V(s), the others' with theirs over Q(s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -130,23 +130,17 @@ def update(
         group["lr"] = learning_rate
     scales = [AdvantageScale.of([r]) if config.normalize_advantages else AdvantageScale.none() for r in rollouts]
     tally = _Tally(policy.heads)
-    for minibatch in _passes(rollouts, config, generator):
+    batches = minibatches(rollouts, config.minibatches, config.max_sequence_length, generator, passes=config.epochs)
+    for minibatch in batches:
         terms = _combine([_terms(policy, batch, scales[r], clip, value_clip) for r, batch in minibatch.items()])
-        tally.add(terms)
-        if config.target_kl is not None and terms.joint_kl / terms.rows > 1.5 * config.target_kl:
+        tally.terms.append(terms.detached())
+        if config.target_kl is not None and _joint_kl(terms.log_ratio) / terms.rows > 1.5 * config.target_kl:
             break
         optimizer.zero_grad(set_to_none=True)
         _loss(terms, config, policy.heads).backward()
         tally.grad_norms.append(_clip_gradient(policy, config.max_grad_norm))
         optimizer.step()
-    return {"learning_rate": learning_rate, "clip": clip, **tally.metrics(), **rollout_metrics(rollouts)}
-
-
-def _passes(
-    rollouts: Sequence[RolloutBuffer], config: PPOConfig, generator: torch.Generator | None
-) -> Iterator[dict[int, SequenceBatch]]:
-    for _ in range(config.epochs):
-        yield from minibatches(rollouts, config.minibatches, config.max_sequence_length, generator)
+    return {"learning_rate": learning_rate, "clip": clip, **tally.metrics(clip), **rollout_metrics(rollouts)}
 
 
 # ---------------------------------------------------------------------- the loss
@@ -176,7 +170,7 @@ class AdvantageScale(NamedTuple):
 
 
 class _Terms(NamedTuple):
-    """Sums over the rows of a minibatch; [H] where not said otherwise."""
+    """Of a minibatch of N rows: sums over them, [H] where not said otherwise, and what statistics are made of."""
 
     rows: Tensor
     """Number of valid rows, scalar."""
@@ -188,14 +182,14 @@ class _Terms(NamedTuple):
     """Of the critic, scalar, with gradient."""
     entropy: Tensor
     """With gradient."""
-    joint_kl: Tensor
-    """Scalar."""
-    kl: Tensor
-    clipped: Tensor
-    gradient: Tensor
-    """Absolute gradient of the surrogate at the log-probabilities."""
-    ratio_error: Tensor
-    """Greatest |ratio − 1|: not a sum."""
+    log_ratio: Tensor
+    """[N, H], without gradient; 0 where a head could not matter."""
+    advantages: Tensor
+    """[N, H], as they were learned from; 0 where a head could not matter."""
+
+    def detached(self) -> _Terms:
+        """The same without gradients."""
+        return _Terms(*[part.detach() for part in self])
 
 
 def squared_error(values: Tensor, targets: Tensor, before: Tensor, clip: float | None) -> Tensor:
@@ -224,44 +218,33 @@ def _terms(
     clip: float,
     value_clip: float | None = None,
 ) -> _Terms:
-    names = policy.heads.names
-    evaluation = policy.evaluate_actions(batch.inputs, batch.actions, batch.hidden, batch.gaps, final_hidden=False)
-    log_probs = torch.stack([evaluation.log_probs[h] for h in names], dim=-1)
-    entropies = torch.stack([evaluation.entropy[h] for h in names], dim=-1)
+    judged = policy.judge_sequences(batch.inputs, batch.actions, batch.hidden, batch.gaps)
 
     # Where a head could not matter its ratio is 1 and its advantage 0, so that it adds exactly nothing.
-    idle = ~batch.could_matter
-    log_ratio = (log_probs - batch.log_probs).masked_fill(idle, 0.0)
-    ratio = log_ratio.exp()
-    advantages = ((batch.advantages - scale.mean) / scale.std).masked_fill(idle, 0.0)
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    error = squared_error(evaluation.values, batch.targets, batch.chosen_values, value_clip)
-
-    over_rows = (0, 1)
-    with torch.no_grad():
-        joint = log_ratio.sum(-1)
-        stopped = (ratio - 1) * advantages.sign() > clip
-        statistics = {
-            # Schulman's estimator (ratio − 1) − log ratio: unbiased, never negative, of low variance.
-            "joint_kl": (joint.exp() - 1 - joint).sum(),
-            "kl": (ratio - 1 - log_ratio).sum(over_rows),
-            "clipped": ((ratio - 1).abs() > clip).sum(over_rows),
-            "gradient": (ratio * advantages).abs().masked_fill(stopped, 0.0).sum(over_rows),
-            "ratio_error": (ratio - 1).abs().amax(over_rows),
-        }
+    could_matter_NH = batch.could_matter.flatten(0, 1)
+    idle_NH = ~could_matter_NH
+    log_ratio_NH = (judged.log_probs - batch.log_probs.flatten(0, 1)).masked_fill(idle_NH, 0.0)
+    ratio_NH = log_ratio_NH.exp()
+    advantages_NH = ((batch.advantages.flatten(0, 1) - scale.mean) / scale.std).masked_fill(idle_NH, 0.0)
+    surrogate_NH = torch.minimum(ratio_NH * advantages_NH, ratio_NH.clamp(1 - clip, 1 + clip) * advantages_NH)
+    error_N = squared_error(judged.value, batch.targets.flatten(), batch.chosen_values.flatten(), value_clip)
     return _Terms(
         rows=batch.valid.sum(),
-        head_rows=batch.could_matter.sum(over_rows),
-        surrogate=surrogate.sum(over_rows),
-        squared_error=error.masked_fill(~batch.valid, 0.0).sum(),
-        entropy=entropies.masked_fill(idle, 0.0).sum(over_rows),
-        **statistics,
+        head_rows=could_matter_NH.sum(0),
+        surrogate=surrogate_NH.sum(0),
+        squared_error=error_N.masked_fill(~batch.valid.flatten(), 0.0).sum(),
+        entropy=judged.entropies.masked_fill(idle_NH, 0.0).sum(0),
+        log_ratio=log_ratio_NH.detach(),
+        advantages=advantages_NH,
     )
 
 
 def _combine(parts: Sequence[_Terms]) -> _Terms:
-    sums = _Terms(*[torch.stack(column).sum(0) for column in zip(*parts, strict=True)])
-    return sums._replace(ratio_error=torch.stack([part.ratio_error for part in parts]).amax(0))
+    """All rows as those of one minibatch."""
+    if len(parts) == 1:
+        return parts[0]
+    *sums, log_ratios, advantages = zip(*parts, strict=True)
+    return _Terms(*[torch.stack(column).sum(0) for column in sums], *map(torch.cat, (log_ratios, advantages)))
 
 
 def _loss(terms: _Terms, config: PPOConfig, heads: HeadTable) -> Tensor:
@@ -289,29 +272,37 @@ def _clip_gradient(policy: LSTMPolicyBundle, max_norm: float) -> float:
 # ---------------------------------------------------------------------- metrics
 
 
+def _joint_kl(log_ratio_NH: Tensor) -> Tensor:
+    """Divergence of the joint policy, summed over rows."""
+    joint_N = log_ratio_NH.sum(-1)
+    # Schulman's estimator (ratio − 1) − log ratio: unbiased, never negative, of low variance.
+    return (joint_N.exp() - 1 - joint_N).sum()
+
+
+@dataclass
 class _Tally:
-    """Adds up what the gradient steps of one update report."""
+    """Keeps what the gradient steps of one update did, to tell of it all at once."""
 
-    def __init__(self, heads: HeadTable) -> None:
-        self.heads = heads
-        self.terms: list[_Terms] = []
-        self.grad_norms: list[float] = []
+    heads: HeadTable
+    terms: list[_Terms] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
 
-    def add(self, terms: _Terms) -> None:
-        self.terms.append(_Terms(*[part.detach() for part in terms]))
-
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, clip: float) -> dict[str, float]:
         total = _combine(self.terms)
+        ratio = total.log_ratio.exp()
+        stopped = (ratio - 1) * total.advantages.sign() > clip
+        gradient = (ratio * total.advantages).abs().masked_fill(stopped, 0.0).sum(0)
+        clipped = ((ratio - 1).abs() > clip).sum(0)
         metrics: dict[str, Tensor | float] = {
             "policy_loss": -total.surrogate.sum() / total.rows,
             "value_loss": 0.5 * total.squared_error / total.rows,
-            "kl": total.joint_kl / total.rows,
+            "kl": _joint_kl(total.log_ratio) / total.rows,
             "gradient_steps": len(self.grad_norms),
             "grad_norm": sum(self.grad_norms) / max(len(self.grad_norms), 1),
-            **_by_head("kl", self.heads, total.kl / total.head_rows),
-            **_by_head("clip_fraction", self.heads, total.clipped / total.head_rows),
-            **_by_head("gradient_share", self.heads, total.gradient / total.gradient.sum()),
-            **_by_head("first_ratio_error", self.heads, self.terms[0].ratio_error),
+            **_by_head("kl", self.heads, (ratio - 1 - total.log_ratio).sum(0) / total.head_rows),
+            **_by_head("clip_fraction", self.heads, clipped / total.head_rows),
+            **_by_head("gradient_share", self.heads, gradient / gradient.sum()),
+            **_by_head("first_ratio_error", self.heads, (self.terms[0].log_ratio.exp() - 1).abs().amax(0)),
         }
         return {name: float(value) for name, value in metrics.items()}
 

@@ -59,7 +59,7 @@ class Transition:
 
 _FLAGS = ("terminated", "truncated", "episode_starts", "valid")
 
-_PART = "part/"
+_PART, _MASK, _NUMBERS = "part/", "mask/", "numbers"
 
 _LINE_UNIT = 32
 """Packed lines have a multiple of this many rows, for the sake of few shapes."""
@@ -330,46 +330,66 @@ class RolloutBuffer:
         length = torch.bincount(number[valid.flatten()], minlength=len(start))
         return Sequences(
             rollout=self,
+            rows=self._learning_rows(),
             environment=environment,
             start=start,
             length=length,
             begins_episode=self["episode_starts"][start, environment],
         )
 
-    def gather(self, layout: Layout) -> SequenceBatch:
-        """The rows of this rollout in the given layout."""
+    def _learning_rows(self) -> dict[str, Tensor]:
+        """What an update reads of every row, [T·K, ...]; numbers that are read together lie together."""
         assert self.advantages is not None, "finish() comes before the update"
+        of_rows = torch.stack([self["chosen_values"], self.advantages.targets], dim=-1)
+        numbers = (self["log_probs"], self.head_advantages(), of_rows)
+        rows = {
+            _NUMBERS: torch.cat(numbers, dim=-1),
+            "could_matter": self.could_matter,
+            "features": self["features"],
+            "actions": self["actions"],
+        }
+        rows |= {name: x for name, x in self._rows.items() if name.startswith(_PART) or name == "blueprint_indices"}
+        rows |= {_MASK + head: mask for head, mask in self._masks.items()}
+        return {name: x.flatten(0, 1) for name, x in rows.items()}
+
+    def gather(self, rows: Mapping[str, Tensor], layout: Layout) -> SequenceBatch:
+        """The ``rows`` of this rollout in the given layout."""
         environment, step = layout.environment, layout.step
+        row = (step.clamp(min=0) * self.num_envs + environment).flatten()
+
+        def take(name: str) -> Tensor:
+            return rows[name].index_select(0, row).unflatten(0, step.shape)
+
         padding = step < 0
-        row = step.clamp(min=0) * self.num_envs + environment
 
-        def take(rows: Tensor) -> Tensor:
-            return rows.flatten(0, 1)[row]
-
-        def padded(rows: Tensor, fill: float) -> Tensor:
-            taken = take(rows)
+        def padded(name: str, fill: float) -> Tensor:
+            taken = take(name)
+            if layout.is_full:
+                return taken
             return taken.masked_fill(padding.view(*padding.shape, *[1] * (taken.dim() - 2)), fill)
 
-        actions = padded(self["actions"], 0)
-        masks = {h: padded(self._masks[h], True) if h in self._masks else None for h in self.heads.names}
+        heads = len(self.heads)
+        numbers = torch.split_with_sizes(take(_NUMBERS), (heads, heads, 1, 1), dim=-1)
+        log_probs, advantages, chosen_values, targets = numbers
+        first = (step[:, 0], slice(None), environment[:, 0])
         return SequenceBatch(
             inputs=PolicyInput(
-                features=padded(self["features"], 0.0),
-                blueprint_indices=padded(self["blueprint_indices"], -1) if "blueprint_indices" in self._rows else None,
-                masks=masks,
-                parts={n.removeprefix(_PART): padded(x, 0) for n, x in self._rows.items() if n.startswith(_PART)},
+                features=padded("features", 0.0),
+                blueprint_indices=padded("blueprint_indices", -1) if "blueprint_indices" in rows else None,
+                masks={h: padded(_MASK + h, True) if h in self._masks else None for h in self.heads.names},
+                parts={n.removeprefix(_PART): padded(n, 0) for n in rows if n.startswith(_PART)},
             ),
             hidden=(
-                self["hidden_0"][step[:, 0], :, environment[:, 0]].transpose(0, 1).contiguous(),
-                self["hidden_1"][step[:, 0], :, environment[:, 0]].transpose(0, 1).contiguous(),
+                self["hidden_0"][first].transpose(0, 1).contiguous(),
+                self["hidden_1"][first].transpose(0, 1).contiguous(),
             ),
-            actions=_by_head(self.heads, actions),
-            log_probs=take(self["log_probs"]),
-            advantages=take(self.head_advantages()),
-            chosen_values=take(self["chosen_values"]),
-            targets=take(self.advantages.targets),
+            actions=_by_head(self.heads, padded("actions", 0)),
+            log_probs=log_probs,
+            advantages=advantages,
+            chosen_values=chosen_values.squeeze(-1),
+            targets=targets.squeeze(-1),
             valid=~padding,
-            could_matter=padded(self.could_matter, False),
+            could_matter=padded("could_matter", False),
             gaps=padding if layout.packed else None,
         )
 
@@ -413,12 +433,16 @@ class Layout(NamedTuple):
     """[B, L], step of the rollout; −1 for padding."""
     packed: bool
     """Whether a line may hold several sequences."""
+    is_full: bool
+    """Whether there is no padding."""
 
 
 class Sequences(NamedTuple):
     """Where the sequences of one rollout lie; N of them."""
 
     rollout: RolloutBuffer
+    rows: dict[str, Tensor]
+    """What an update reads of the rollout, [T·K, ...]."""
     environment: Tensor
     """[N]."""
     start: Tensor
@@ -437,9 +461,9 @@ class Sequences(NamedTuple):
         if count * width > (rows + count) * line_length / (line_length + 1):
             lines, offsets = self._pack(chosen, line_length)
             if count * width > (max(lines) + 1) * line_length:
-                return self.rollout.gather(self._lay_out(chosen, lines, offsets, line_length, packed=True))
+                return self.rollout.gather(self.rows, self._lay_out(chosen, lines, offsets, line_length, packed=True))
         alone = list(range(count)), [0] * count
-        return self.rollout.gather(self._lay_out(chosen, *alone, width, packed=False))
+        return self.rollout.gather(self.rows, self._lay_out(chosen, *alone, width, packed=False))
 
     def _pack(self, chosen: Tensor, line_length: int) -> tuple[list[int], list[int]]:
         """Line and offset of each chosen sequence, with a gap of one row between two in a line.
@@ -462,18 +486,16 @@ class Sequences(NamedTuple):
     def _lay_out(
         self, chosen: Tensor, lines_of: list[int], offsets_of: list[int], width: int, *, packed: bool
     ) -> Layout:
-        device = chosen.device
-        lines, offsets = torch.tensor(lines_of, device=device), torch.tensor(offsets_of, device=device)
-        length = self.length[chosen]
-        of_row = torch.repeat_interleave(torch.arange(len(chosen), device=device), length)
-        within = torch.arange(len(of_row), device=device) - (length.cumsum(0) - length)[of_row]
-        flat = (lines * width + offsets)[of_row] + within
-        shape = (int(lines.max()) + 1, width)
-        step = torch.full(shape, -1, device=device)
-        step.view(-1)[flat] = self.start[chosen][of_row] + within
-        environment = torch.zeros(shape, dtype=torch.int64, device=device)
-        environment.view(-1)[flat] = self.environment[chosen][of_row]
-        return Layout(environment, step, packed)
+        lengths, starts, environments = (x[chosen].cpu().numpy() for x in (self.length, self.start, self.environment))
+        of_row = np.repeat(np.arange(len(lengths)), lengths)
+        within = np.arange(len(of_row)) - (lengths.cumsum() - lengths)[of_row]
+        flat = (np.array(lines_of) * width + np.array(offsets_of))[of_row] + within
+        shape = (1 + max(lines_of), width)
+        step, environment = np.full(shape, -1), np.zeros(shape, np.int64)
+        step.flat[flat] = starts[of_row] + within
+        environment.flat[flat] = environments[of_row]
+        on_device = [torch.from_numpy(x).to(chosen.device) for x in (environment, step)]
+        return Layout(on_device[0], on_device[1], packed, is_full=len(flat) == step.size)
 
 
 def minibatches(
@@ -481,19 +503,23 @@ def minibatches(
     count: int,
     max_length: int | None = None,
     generator: torch.Generator | None = None,
+    passes: int = 1,
 ) -> Iterator[dict[int, SequenceBatch]]:
     """Every valid row of the rollouts once, in ``count`` minibatches of whole sequences and about equal size.
 
     A minibatch is one batch for each rollout that takes part in it, by the rollout's index, because rollouts may differ
-    in their number of slots. There are fewer minibatches than ``count`` when there are fewer sequences.
+    in their number of slots. There are fewer minibatches than ``count`` when there are fewer sequences. Several
+    ``passes`` go over the same rows, each in another order.
     """
     cut = [rollout.sequences(max_length) for rollout in rollouts]
     lengths = torch.cat([sequences.length for sequences in cut])
     source = torch.repeat_interleave(torch.tensor([len(s.length) for s in cut], device=lengths.device))
     local = torch.cat([torch.arange(len(s.length), device=lengths.device) for s in cut])
-    order = torch.randperm(len(lengths), generator=generator, device=lengths.device)
-    middle = lengths[order].cumsum(0) - lengths[order] / 2
-    part = (middle * count / lengths.sum()).long()
-    for i in part.unique():
-        chosen = order[part == i]
-        yield {r: s.batch(local[chosen[source[chosen] == r]]) for r, s in enumerate(cut) if (source[chosen] == r).any()}
+    for _ in range(passes):
+        order = torch.randperm(len(lengths), generator=generator, device=lengths.device)
+        middle = lengths[order].cumsum(0) - lengths[order] / 2
+        part = (middle * count / lengths.sum()).long()
+        for i in part.unique():
+            chosen = order[part == i]
+            locals_of = {r: local[chosen[source[chosen] == r]] for r in range(len(cut))}
+            yield {r: cut[r].batch(own) for r, own in locals_of.items() if len(own)}

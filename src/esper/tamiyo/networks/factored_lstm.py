@@ -147,6 +147,9 @@ class _Decided(NamedTuple):
     state_value: Tensor
     op_values: Tensor
 
+    def judged(self) -> Judged:
+        return Judged(self.draw.log_probs_NK, self.draw.entropies_NK(), self.value, self.state_value)
+
 
 class FactoredRecurrentActorCritic(nn.Module):
     """A recurrent policy over a table of dependent heads, with a dueling critic Q(s, op) = v(s) + a(s, op).
@@ -359,9 +362,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         checks.check_actions(actions, batch, self.heads, num_slots)
         checks.check_gaps(gaps, batch)
         core, hidden = self._core(states, blueprint_indices, hidden, parts, gaps)
-        rows = {name: action.flatten(0, 1) for name, action in actions.items()}
-        flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
-        decided = self._decide(core, flat_masks, stored(rows))
+        decided = self._decide_sequences(core, actions, masks)
         draw = decided.draw
         if self.check_values:
             self._check_drawn(draw, tuple(batch))
@@ -439,7 +440,29 @@ class FactoredRecurrentActorCritic(nn.Module):
         decided = self._decide(core, masks, stored(actions))
         if self.check_values:
             self._check_drawn(decided.draw, (core.core.shape[0],))
-        return Judged(decided.draw.log_probs_NK, decided.draw.entropies_NK(), decided.value, decided.state_value)
+        return decided.judged()
+
+    def judge_sequences(
+        self,
+        states: Float[Tensor, "B T D"],
+        blueprint_indices: Int[Tensor, "B T S"] | None,
+        actions: Mapping[str, Shaped[Tensor, "B T ..."]],
+        masks: Masks,
+        hidden: HiddenState,
+        gaps: Bool[Tensor, "B T"] | None,
+        parts: Mapping[str, Tensor],
+    ) -> Judged:
+        """:meth:`judge` of whole sequences, with gradients, N = B·T; arguments as in :meth:`evaluate_actions`.
+
+        Neither what comes in nor what comes out is checked.
+        """
+        core, _ = self._core(states, blueprint_indices, hidden, parts, gaps)
+        return self._decide_sequences(core, actions, masks).judged()
+
+    def _decide_sequences(self, core: Core, actions: Mapping[str, Tensor], masks: Masks) -> _Decided:
+        rows = {name: action.flatten(0, 1) for name, action in actions.items()}
+        flat_masks = {name: None if mask is None else mask.flatten(0, 1) for name, mask in masks.items()}
+        return self._decide(core, flat_masks, stored(rows))
 
     def _chooser(self, core: Core, noise: Noise | None, op_share: float) -> Chooser:
         if noise is not None:

@@ -277,10 +277,7 @@ class LSTMPolicyBundle:
     @torch.inference_mode()
     def core(self, inputs: PolicyInput, hidden: HiddenState) -> tuple[Core, HiddenState]:
         """What one step shows and what is remembered after it, of ``inputs`` that have been checked."""
-        state = inputs.features
-        if self.observation_normalizer is not None:
-            state = self.observation_normalizer.normalize(state)
-        return self.network.core(state, inputs.blueprint_indices, hidden, inputs.parts)
+        return self.network.core(self._standard(inputs.features), inputs.blueprint_indices, hidden, inputs.parts)
 
     @torch.inference_mode()
     def judge(self, core: Core, actions: Mapping[str, Tensor], masks: Masks) -> Judged:
@@ -397,6 +394,18 @@ class LSTMPolicyBundle:
             parts=inputs.parts,
         )
 
+    def judge_sequences(
+        self,
+        inputs: PolicyInput,
+        actions: Mapping[str, Shaped[Tensor, "B T ..."]],
+        hidden: HiddenState,
+        gaps: Bool[Tensor, "B T"] | None = None,
+    ) -> Judged:
+        """:meth:`evaluate_actions` of what a rollout stored, and checked then: N = B·T rows, with gradients."""
+        return self.network.judge_sequences(
+            self._standard(inputs.features), inputs.blueprint_indices, actions, inputs.masks, hidden, gaps, inputs.parts
+        )
+
     def _trainable(self, hidden: HiddenState) -> HiddenState:
         if not any(part.is_inference() for part in hidden):
             return hidden
@@ -415,7 +424,10 @@ class LSTMPolicyBundle:
         # Before normalising, which would clip an infinity to an ordinary number.
         if self.network.check_values:
             checks.check_finite(name, features)
-        return self.observation_normalizer.normalize(features)
+        return self._standard(features)
+
+    def _standard(self, features: Tensor) -> Tensor:
+        return features if self.observation_normalizer is None else self.observation_normalizer.normalize(features)
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write weights, sizes, heads table and statistics to ``directory`` as one file, replaced atomically."""

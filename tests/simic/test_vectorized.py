@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers.vector import TransformObservation
 
@@ -30,13 +31,14 @@ from esper.heads import Head, HeadTable
 from esper.simic import Callback, NetworkOptions, Plan, PPOConfig, TrainConfig, evaluate, load_bundle, train
 from esper.simic.control.normalization import RunningMeanStd
 from esper.simic.spaces import EnvironmentAdapter, make_envs
+from esper.simic.training.phases import PHASES, Phases
 from esper.simic.training.run_directory import RunDirectory
 from esper.simic.training.vectorized import Trainer
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 SMALL = NetworkOptions(hidden_dim=16, head_dim=8)
-CLOCKS = {"steps_per_second", "collect_seconds", "update_seconds"}
+CLOCKS = {"steps_per_second", *Phases().metrics()}
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -402,7 +404,28 @@ def test_metrics_reach_tensorboard(tree_world, tmp_path: Path) -> None:
     train(tree_world(4, AutoresetMode.SAME_STEP), config=config(updates=3), run_dir=tmp_path)
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [event.step for event in events.Scalars("entropy/verb")] == [1, 2, 3]
-    assert "episode/score" in events.Tags()["scalars"]
+    assert {"episode/score", "seconds/policy", "processor_seconds/update"} <= set(events.Tags()["scalars"])
+
+
+class Slow(gym.Wrapper):
+    """Takes two milliseconds for a step, asleep."""
+
+    def step(self, action):
+        time.sleep(0.002)
+        return super().step(action)
+
+
+def test_every_row_tells_where_the_time_went() -> None:
+    """On the clock a sleeping environment is seen, and on the processor it is not; the parts are the whole."""
+    envs = SyncVectorEnv([lambda: Slow(gym.make("CartPole-v1"))], autoreset_mode=AutoresetMode.SAME_STEP)
+    began = time.perf_counter()
+    (row,) = train(envs, config=config(updates=1)).metrics
+    whole = time.perf_counter() - began
+    clock = {phase: row[f"seconds/{phase}"] for phase in PHASES}
+    assert clock["environment"] > 0.002 * 16 > row["processor_seconds/environment"]
+    assert all(clock[phase] > 0 < row[f"processor_seconds/{phase}"] for phase in PHASES)
+    assert row["steps_per_second"] == pytest.approx(16 / sum(clock.values()))
+    assert sum(clock.values()) < whole
 
 
 def test_normalisers_are_filled_before_the_first_update_and_fixed_within_each(tree_world) -> None:

@@ -28,6 +28,7 @@ from esper.simic.interface import SpacesInterface
 from esper.simic.rollout_buffer import RolloutBuffer, Transition
 from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
 from esper.simic.training.hindsight import OTHER_OBJECTIVE, Hindsight
+from esper.simic.training.phases import Phases
 from esper.simic.training.stepping import emptied, final_values, value
 from esper.tamiyo.networks.action_tree import Noise, noise_for
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
@@ -73,13 +74,16 @@ class Collector:
         envs: The environments.
         adapter: Between them and the policy.
         num_steps: T, steps of one rollout.
+        phases: Where it is noted what takes how long; by default nobody asks.
 
     Raises:
         ValueError: When the environments do not say how they begin new episodes.
     """
 
-    def __init__(self, envs: VectorEnv, adapter: EnvironmentAdapter, num_steps: int) -> None:
-        self.envs, self.adapter = envs, adapter
+    def __init__(
+        self, envs: VectorEnv, adapter: EnvironmentAdapter, num_steps: int, phases: Phases | None = None
+    ) -> None:
+        self.envs, self.adapter, self.phases = envs, adapter, phases or Phases()
         self.next_step = autoreset_mode(envs) is AutoresetMode.NEXT_STEP
         self.buffer = RolloutBuffer(num_steps, envs.num_envs, adapter.heads)
         self.episodes: list[Episode] = []
@@ -126,11 +130,13 @@ class Collector:
         if self.hindsight is not None:
             self.hindsight.buffer.clear()
         self.episodes = []
+        self.phases.begin()
         for noise in [None] * self.buffer.num_steps if deterministic else self._noise(generator):
             if should_stop():
                 raise Interrupted
             self._step(policy, noise)
             on_step()
+        self.phases.end("copy")
         self.buffer.close(policy.judge)
         self.buffer.finish(value(policy, self._inputs, self._hidden), gamma, gae_lambda, reward_scale, paired=paired)
         if self.hindsight is not None:
@@ -143,6 +149,7 @@ class Collector:
                 reward_scale=reward_scale,
                 paired=paired,
             )
+        self.phases.end("policy")
         return self.buffer
 
     def _noise(self, generator: torch.Generator) -> list[Noise]:
@@ -153,8 +160,13 @@ class Collector:
         return [dict(zip(of_head, step, strict=True)) for step in steps]
 
     def _step(self, policy: LSTMPolicyBundle, noise: Noise | None) -> None:
+        self.phases.end("copy")
         actions, core, hidden = policy.step(self._inputs, self._hidden, noise)
-        observation, rewards, terminated, truncated, infos = self.envs.step(self.adapter.decode(actions))
+        self.phases.end("policy")
+        taken = self.adapter.decode(actions)
+        self.phases.end("copy")
+        observation, rewards, terminated, truncated, infos = self.envs.step(taken)
+        self.phases.end("environment")
         valid = ~self._resetting
         terminated, truncated = terminated & valid, truncated & valid
         rewards = np.where(valid, rewards, 0.0)
@@ -177,8 +189,10 @@ class Collector:
         self._hidden = hidden
         self._advance(observation, infos, terminated, truncated)
         if self.hindsight is not None:
+            self.phases.end("copy")
             ignore = terminated if self.next_step else None
             self.hindsight.add(policy, transition, infos, begins=self._episode_starts, ignore=ignore)
+            self.phases.end("policy")
 
     def _advance(
         self, observation: Any, infos: Mapping[str, Any], terminated: np.ndarray, truncated: np.ndarray

@@ -9,7 +9,6 @@ import copy
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from esper.simic.training.callbacks import Callback, Plan, StopTraining
 from esper.simic.training.collector import Collector
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.interrupts import InterruptGuard
+from esper.simic.training.phases import Phases
 from esper.simic.training.reward_scaling import RewardScaler
 from esper.simic.training.run_directory import RunDirectory
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
@@ -211,7 +211,8 @@ class Trainer:
         self.policy.network.to(device)
         watched = [] if eval_envs is None else [EnvironmentAdapter(eval_envs, heads, device, encoders)]
         self._check_alike([*adapters, *watched])
-        self.collectors = [Collector(e, a, config.num_steps) for e, a in zip(envs, adapters, strict=True)]
+        self.phases = Phases()
+        self.collectors = [Collector(e, a, config.num_steps, self.phases) for e, a in zip(envs, adapters, strict=True)]
         self.optimizer = ppo.make_optimizer(self.policy, config.ppo)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         num_envs = [each.num_envs for each in envs]
@@ -294,7 +295,7 @@ class Trainer:
 
     def collect(self, should_stop: Callable[[], bool] = lambda: False) -> list[RolloutBuffer]:
         """One rollout from every vector environment; what there is in hindsight stays with the collectors."""
-        self._started = time.perf_counter()
+        self.phases.clear()
         rollouts = [
             collector.collect(
                 self.policy,
@@ -308,7 +309,6 @@ class Trainer:
             )
             for collector in self.collectors
         ]
-        self._collected = time.perf_counter()
         self._new_steps = sum(int(rollout["valid"].sum()) for rollout in rollouts)
         self.env_steps += self._new_steps
         return rollouts
@@ -318,8 +318,9 @@ class Trainer:
 
         Besides those of :func:`esper.simic.ppo.update`: ``update``, ``env_steps`` (in all), ``episodes`` (ended during
         the rollout), their mean ``return`` and ``length``, ``episode/{name}`` (means of what the environment reported),
-        ``reward_scale``, ``steps_per_second``, ``collect_seconds`` and ``update_seconds``.
+        ``reward_scale``, ``steps_per_second``, and what :meth:`Phases.metrics` tells of the time.
         """
+        self.phases.begin()
         reward_scale = 1.0 if self.reward_scaler is None else self.reward_scaler.scale
         in_hindsight = [c.hindsight.buffer for c in self.collectors if c.hindsight is not None]
         learned = ppo.update(
@@ -333,16 +334,15 @@ class Trainer:
         self._observe(rollouts)
         self.updates += 1
         self._rows += self.config.num_steps * sum(collector.envs.num_envs for collector in self.collectors)
-        now = time.perf_counter()
+        self.phases.end("update")
         self.row = {
             "update": float(self.updates),
             "env_steps": float(self.env_steps),
             **self._episode_metrics(),
             **learned,
             "reward_scale": reward_scale,
-            "steps_per_second": self._new_steps / (now - self._started),
-            "collect_seconds": self._collected - self._started,
-            "update_seconds": now - self._collected,
+            "steps_per_second": self._new_steps / sum(self.phases.seconds.values()),
+            **self.phases.metrics(),
         }
 
     def evaluate(self) -> dict[str, float]:

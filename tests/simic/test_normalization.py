@@ -170,3 +170,20 @@ def test_bad_observations_are_refused_and_leave_the_statistics_alone(x: Tensor, 
 def test_whole_numbers_cannot_be_normalised() -> None:
     with pytest.raises(ValueError, match=r"expected floating point observations, got torch.int64"):
         RunningMeanStd((2,)).normalize(torch.zeros(3, 2).long())
+
+
+def test_only_what_is_chosen_is_normalised() -> None:
+    """What is not chosen passes as it is, unclipped, with its gradient; the choice is saved with the statistics."""
+    statistics = RunningMeanStd((3,), chosen=torch.tensor([True, False, True]))
+    data = torch.randn(50, 3) * 5 + 100
+    statistics.update(data)
+    x = data[:4].clone().requires_grad_()
+    shown = statistics.normalize(x)
+    everything = RunningMeanStd((3,))
+    everything.update(data)
+    assert torch.equal(shown[:, 1], x[:, 1])
+    assert torch.equal(shown[:, ::2], everything.normalize(x)[:, ::2])
+    (gradient,) = torch.autograd.grad(shown[:, 1].sum(), x)
+    assert torch.equal(gradient[:, 1], torch.ones(4))
+    everything.load_state_dict(statistics.state_dict())
+    assert torch.equal(everything.normalize(x), shown)

@@ -448,6 +448,28 @@ def test_statistics_are_those_of_the_observations_that_were_acted_on(tree_world,
     np.testing.assert_allclose(normalizer.var, acted_on.var(0), atol=1e-3)
 
 
+def test_only_the_parts_that_are_named_are_normalised(tree_world, tmp_path: Path) -> None:
+    """The clue, one-hot, stays as it is shown; who reads the policy back sees the same."""
+    envs = tree_world(4, AutoresetMode.SAME_STEP)
+    policy = train(envs, config=config(normalize_keys=("seen",)), run_dir=tmp_path).policy
+    shown = torch.cat([torch.eye(3), torch.randn(3, 5) * 4], dim=1)
+    for each in (policy, load_bundle(tmp_path)):
+        normalized = each.observation_normalizer.normalize(shown)
+        assert torch.equal(normalized[:, :3], shown[:, :3])
+        assert (normalized[:, 3:] != shown[:, 3:]).all()
+    changed = config(updates=8, normalize_keys=("clue",))
+    with pytest.raises(ValueError, match=r"started with normalize_keys=\('seen',\)"):
+        train(tree_world(4, AutoresetMode.SAME_STEP), config=changed, run_dir=tmp_path, resume=True)
+
+
+def test_parts_to_normalise_must_be_features(tree_world) -> None:
+    envs = tree_world(2, AutoresetMode.SAME_STEP)
+    with pytest.raises(ValueError, match=r"that are features, \['clue', 'seen'\], got \['x'\]"):
+        train(envs, config=config(normalize_keys=("x", "seen")))
+    with pytest.raises(ValueError, match=r"normalize_keys=\('seen',\) choose among the features .* it is off"):
+        train(envs, config=config(normalize_keys=("seen",), normalize_observations=False))
+
+
 def test_evaluation_plays_every_environments_share(tree_world, random_policy) -> None:
     envs = tree_world(4, AutoresetMode.SAME_STEP)
     policy = random_policy(EnvironmentAdapter(envs))

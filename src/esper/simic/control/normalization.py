@@ -27,6 +27,7 @@ class RunningMeanStd(nn.Module):
     Args:
         shape: Shape of one observation; ``()`` for scalars.
         epsilon: Added to the variance before the root is taken.
+        chosen: bool ``shape``, which numbers :meth:`normalize` changes; the others pass as they are. ``None``: all.
 
     Example:
         >>> statistics = RunningMeanStd((2,))
@@ -41,14 +42,17 @@ class RunningMeanStd(nn.Module):
     """Population variance, float64 ``shape``; 1 before the first update."""
     count: Tensor
     """Number of observations seen, float64 scalar."""
+    chosen: Tensor
+    """Which numbers are normalised, bool ``shape``."""
 
-    def __init__(self, shape: Sequence[int] = (), epsilon: float = 1e-8) -> None:
+    def __init__(self, shape: Sequence[int] = (), epsilon: float = 1e-8, chosen: Tensor | None = None) -> None:
         super().__init__()
         self.shape = tuple(shape)
         self.epsilon = epsilon
         self.register_buffer("mean", torch.zeros(self.shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(self.shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("chosen", torch.ones(self.shape, dtype=torch.bool) if chosen is None else chosen)
 
     # Buffers are written in place: a buffer replaced under inference mode would be an inference tensor, and every later
     # normalize() in training would fail.
@@ -84,10 +88,10 @@ class RunningMeanStd(nn.Module):
             raise ValueError(f"expected floating point observations, got {x.dtype}; use x.float()")
         # Subtracted in float64: a large offset would otherwise eat the digits that vary.
         standard = (x.to(torch.float64) - self.mean) * (self.var + self.epsilon).rsqrt()
-        return standard.to(x.dtype).clamp(-clip, clip)
+        return torch.where(self.chosen, standard.to(x.dtype).clamp(-clip, clip), x)
 
     def reset(self) -> None:
-        """Forget everything, in place."""
+        """Forget everything seen, in place."""
         self.mean.zero_()
         self.var.fill_(1.0)
         self.count.zero_()

@@ -138,6 +138,17 @@ class EnvironmentAdapter:
             f"got {space}"
         )
 
+    def features_of(self, names: Collection[str]) -> Tensor:
+        """Which of the features are those of the parts called so, bool [D].
+
+        Raises:
+            ValueError: For a name that is no part, or of one that is no features.
+        """
+        known = [leaf.name for leaf in self._features]
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"expected names of parts of the observation that are features, {known}, got {unknown}")
+        return torch.tensor([leaf.name in names for leaf in self._features for _ in range(leaf.size)])
+
     # ------------------------------------------------------------------ to the policy
 
     def encode(

@@ -31,6 +31,9 @@ class TrainConfig:
     """Sizes of the network, when no policy is given."""
     normalize_observations: bool = True
     """Shift and scale features by their running mean and deviation, when no policy is given."""
+    normalize_keys: tuple[str, ...] | None = None
+    """Parts of the observation, by their paths, whose features ``normalize_observations`` is about; those of others are
+    read as they are. ``None``: all."""
     normalize_rewards: bool = True
     """Divide rewards by the running deviation of the discounted return, so that returns stay within about ±10."""
     paired: bool = False

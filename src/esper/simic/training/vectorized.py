@@ -471,7 +471,13 @@ def make_bundle(
         )
     # With slots the network does it, and parts have encoders that do.
     own = config.normalize_observations and adapter.num_slots == 0 and adapter.state_dim > 0
-    normalizer = RunningMeanStd((adapter.state_dim,)).to(config.find_device()) if own else None
+    if config.normalize_keys is not None and not own:
+        raise ValueError(
+            f"normalize_keys={config.normalize_keys} choose among the features that normalize_observations is about, "
+            "and there are none: it is off, slots are normalised by the network, or all parts have encoders"
+        )
+    chosen = None if config.normalize_keys is None else adapter.features_of(config.normalize_keys)
+    normalizer = RunningMeanStd((adapter.state_dim,), chosen=chosen).to(config.find_device()) if own else None
     return LSTMPolicyBundle(network, observation_normalizer=normalizer)
 
 

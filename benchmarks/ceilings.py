@@ -69,7 +69,7 @@ def make(name: str, missing: str) -> gym.Env:
 def play(name: str, missing: str, seed: int, steps: int) -> float:
     """Mean return of a policy trained without the ability that is ``missing``, actions drawn, 400 episodes."""
     envs = SyncVectorEnv([lambda: make(name, missing)] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
-    network = NetworkOptions(recurrent=missing != "no memory")
+    network = NetworkOptions(memory="none" if missing == "no memory" else "lstm")
     config = TrainConfig(seed=seed, total_steps=steps, ppo=PPO[name], network=network)
     policy = make_bundle(EnvironmentAdapter(envs), config)
     if missing == "independent heads":

@@ -32,8 +32,9 @@ from gymnasium.vector.utils import batch_space
 
 from esper.cli import COMMANDS, main
 from esper.simic.training.checkpoint import holds_checkpoint
+from esper.simic.training.phases import Phases
 
-TIMES = {"steps_per_second", "collect_seconds", "update_seconds"}
+TIMES = {"steps_per_second", *Phases().metrics()}
 
 PPO = ["ppo", "--env", "Echo-v0", "--updates", "8", "--num-envs", "4", "--num-steps", "16", "--episodes",
        "0", "--checkpoint-every", "1", "--quiet"]  # fmt: skip

@@ -37,8 +37,10 @@ from rich.table import Table
 
 from esper.simic import NetworkOptions, PPOConfig, TrainConfig, ppo
 from esper.simic.rollout_buffer import RolloutBuffer, Sequences
+from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.vectorized import Trainer
-from esper.tamiyo.networks import FactoredRecurrentActorCritic, factored_lstm
+from esper.tamiyo.networks import FactoredRecurrentActorCritic
+from esper.tamiyo.networks.memory import Memory
 from esper.tamiyo.policy import LSTMPolicyBundle, PolicyInput
 
 NUM_ENVS, NUM_STEPS, EPOCHS, BATCH, HIDDEN, LAYER = 16, 128, 4, 512, 128, 64
@@ -222,12 +224,14 @@ def table_of(rows: dict[str, Row], title: str) -> Table:
 # ---------------------------------------------------------------------- where the time goes
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "collect: act": (FactoredRecurrentActorCritic, "get_action"),
+    "collect: draw": (LSTMPolicyBundle, "step"),
+    "collect: judge": (LSTMPolicyBundle, "judge"),
     "collect: environments": (SyncVectorEnv, "step"),
+    "collect: read observations": (EnvironmentAdapter, "encode"),
     "collect: store": (RolloutBuffer, "add"),
+    "both: memory forward": (Memory, "forward"),
     "update: lay out minibatches": (Sequences, "batch"),
-    "both: LSTM forward": (factored_lstm, "_remember"),
-    "update: forward, all": (FactoredRecurrentActorCritic, "evaluate_actions"),
+    "update: forward, all": (LSTMPolicyBundle, "judge_sequences"),
     "update: backward, all": (torch.Tensor, "backward"),
     "update: clip the gradient": (ppo, "_clip_gradient"),
     "update: Adam": (torch.optim.Adam, "step"),

@@ -3,7 +3,7 @@
     python examples/ppo_memory.py
 
 As it stands the run is short and only shows how it is done. With ``TOTAL_STEPS = 150_000`` (about a minute) the
-recurrent policy balances for 500 steps, and one without memory (``NetworkOptions(recurrent=False)``) for about 45.
+recurrent policy balances for 500 steps, and one without memory (``NetworkOptions(memory="none")``) for about 45.
 """
 
 import gymnasium as gym

@@ -179,7 +179,22 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_every_option_of_a_run_has_a_flag() -> None:
-    command = tyro.cli(PPOCommand, args=["--env", "X", "--ppo.gamma", "0.5", "--network.no-recurrent", "--seed", "3"])
+    command = tyro.cli(
+        PPOCommand,
+        args=[
+            "--env",
+            "X",
+            "--ppo.gamma",
+            "0.5",
+            "--network.memory",
+            "gru",
+            "--network.policy-layers",
+            "32",
+            "16",
+            "--seed",
+            "3",
+        ],
+    )
     assert command.train == TrainConfig(seed=3, ppo=command.train.ppo, network=command.train.network)
     assert command.train.ppo.gamma == 0.5
-    assert not command.train.network.recurrent
+    assert (command.train.network.memory, command.train.network.policy_layers) == ("gru", (32, 16))

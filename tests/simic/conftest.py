@@ -135,7 +135,7 @@ def _where(rows: np.ndarray, yes: Any, no: Any) -> Any:
     return np.where(rows.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
 
 
-def make_policy(adapter: EnvironmentAdapter, *, recurrent: bool = True, floor: float = 0.0) -> LSTMPolicyBundle:
+def make_policy(adapter: EnvironmentAdapter, **network_options: Any) -> LSTMPolicyBundle:
     """A small random policy whose heads are far from uniform, with a normaliser that has seen something."""
     network = FactoredRecurrentActorCritic(
         heads=adapter.heads,
@@ -143,8 +143,7 @@ def make_policy(adapter: EnvironmentAdapter, *, recurrent: bool = True, floor: f
         num_slots=adapter.num_slots,
         hidden_dim=16,
         head_dim=8,
-        recurrent=recurrent,
-        probability_floor=floor,
+        **network_options,
     )
     torch.nn.init.normal_(network.tree.output.weight, std=1.0)
     normalizer = RunningMeanStd((adapter.state_dim,))

@@ -16,8 +16,9 @@ from gymnasium.vector import AutoresetMode
 from esper.simic import Callback, NetworkOptions, PPOConfig, TrainConfig, evaluate, load_bundle, train
 from esper.simic.training import run_directory
 from esper.simic.training.checkpoint import find_checkpoint, load_state
+from esper.simic.training.phases import Phases
 
-CLOCKS = {"steps_per_second", "collect_seconds", "update_seconds"}
+CLOCKS = {"steps_per_second", *Phases().metrics()}
 
 
 def config(**changes: Any) -> TrainConfig:

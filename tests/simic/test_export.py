@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from esper.simic import NetworkOptions, TrainConfig, load_bundle, train
+from kinds import KINDS
 from simic.everything import Everything
 from simic.test_predict import decided, flat, masks_of
+
+
+def slow(value: Any) -> Any:
+    return pytest.param(value, marks=pytest.mark.slow)
+
 
 RUN = """
 import sys
@@ -106,3 +114,54 @@ def test_another_suffix_is_refused_and_the_policy_is_left_as_it_was(tmp_path: Pa
     assert policy.network.check_values
     assert all(parameter.requires_grad for parameter in policy.network.parameters())
     assert set(policy.interface.masks) == set(Everything().observation_space["action_mask"])
+
+
+@pytest.mark.parametrize("suffix", ["pt2", slow("onnx")])
+@pytest.mark.parametrize(
+    "kind", [kind if kind.startswith("gru_of_2_and_a_critic_with_its") else slow(kind) for kind in KINDS]
+)
+def test_every_kind_of_memory_is_saved_exported_and_played_alike(kind: str, suffix: str, tmp_path: Path) -> None:
+    """Through an end of an episode; the state goes in and out as ``predict`` has it."""
+    if suffix == "onnx":
+        pytest.importorskip("onnxscript")
+    network = NetworkOptions(hidden_dim=16, head_dim=8, **KINDS[kind])
+    config = TrainConfig(updates=1, num_envs=2, num_steps=8, network=network)
+    policy = train("CartPole-v1", config=config, run_dir=tmp_path / "run").policy
+    torch.nn.init.normal_(policy.network.tree.output.weight)
+    policy.save(tmp_path / "run" / "checkpoint")
+    again = load_bundle(tmp_path / "run")
+    play = player(policy.export(tmp_path / f"policy.{suffix}"))
+    state = before = kept = None
+    empty = tuple(part.numpy() for part in policy.network.initial_hidden(2))
+    for step, shown in enumerate(np.random.default_rng(0).uniform(-0.4, 0.4, (8, 2, 4)).astype(np.float32)):
+        starts = np.array([step == 5, False])
+        actions, state = policy.predict(shown, state, starts)
+        assert np.array_equal(again.predict(shown, before, starts)[0], actions)
+        given = empty if before is None else tuple(np.where(starts[:, None], 0, part) for part in before)
+        exported, kept = play(shown, given)
+        assert np.array_equal(exported, actions)
+        for ours, theirs in zip(state, kept, strict=True):
+            np.testing.assert_allclose(theirs, ours, atol=1e-5)
+        before = state
+
+
+def player(path: Path) -> Callable[..., tuple[np.ndarray, list[np.ndarray]]]:
+    """Plays an exported policy: the observation and the state to the action and the next state."""
+    if path.suffix == ".pt2":
+        program = torch.export.load(path).module()
+
+        def play(shown: np.ndarray, state: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+            given = tuple(torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in state)
+            actions, after = program({"observation": torch.from_numpy(shown)}, {}, given)
+            return actions["action"].numpy(), [part.numpy() for part in after]
+
+        return play
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+
+    def play_session(shown: np.ndarray, state: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+        given = {"observation": shown, "h": state[0].astype(np.float32), "c": state[1].astype(np.float32)}
+        action, *after = session.run(None, {name: given[name] for name in names})
+        return action, after
+
+    return play_session

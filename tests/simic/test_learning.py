@@ -174,7 +174,7 @@ class Picture(Identity):
         return picture, {"card": card, "wind": wind}
 
 
-@pytest.mark.parametrize("recurrent", [True, False], ids=["recurrent", "feed_forward"])
+@pytest.mark.parametrize("memory", ["lstm", "none"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -186,12 +186,12 @@ class Picture(Identity):
     ],
     ids=["discrete", "multi_discrete", "dict", "masked_and_dependent", "multi_binary"],
 )
-def test_learns_the_identity_on_every_action_space(make: Callable[[], Identity], recurrent: bool) -> None:
+def test_learns_the_identity_on_every_action_space(make: Callable[[], Identity], memory: Any) -> None:
     config = TrainConfig(
         updates=24,
         num_steps=16,
         ppo=PPOConfig(learning_rate="linear:1e-2", gamma=0.5, minibatches=2),
-        network=NetworkOptions(hidden_dim=32, head_dim=32, recurrent=recurrent),
+        network=NetworkOptions(hidden_dim=32, head_dim=32, memory=memory),
     )
     policy = train(make(), config=config).policy
     assert evaluate(policy, make(), episodes=32).mean_return > 0.9 * 8
@@ -222,7 +222,7 @@ def test_learns_numbers_trees_and_pictures(make: Callable[[], Identity]) -> None
         updates=24,
         num_steps=16,
         ppo=PPOConfig(learning_rate="linear:5e-3", gamma=0.5, minibatches=2, entropy_coefficient=0.001),
-        network=NetworkOptions(hidden_dim=32, head_dim=32, part_dim=32, recurrent=False),
+        network=NetworkOptions(hidden_dim=32, head_dim=32, part_dim=32, memory="none"),
     )
     result = train(make(), config=config)
     assert max(v for row in result.metrics for n, v in row.items() if n.startswith("first_ratio_error")) < 1e-4
@@ -320,14 +320,14 @@ def test_cartpole_without_velocities_is_solved_with_memory() -> None:
 
 @pytest.mark.slow
 def test_cartpole_without_velocities_is_not_solved_without_memory() -> None:
-    assert cartpole_return(recurrent=False) < 100
+    assert cartpole_return(memory="none") < 100
 
 
 @pytest.mark.slow
 def test_pendulum_is_swung_up_and_held() -> None:
     """Who does nothing gets about −1,200; who holds it upright −150 to −200, for the way up."""
     ppo = PPOConfig(learning_rate="linear:2e-3", gamma=0.9, epochs=10, minibatches=8, entropy_coefficient=0.0)
-    network = NetworkOptions(recurrent=False, hidden_dim=64, head_dim=64)
+    network = NetworkOptions(memory="none", hidden_dim=64, head_dim=64)
     config = TrainConfig(total_steps=100_000, num_steps=200, ppo=ppo, network=network)
     policy = train("Pendulum-v1", config=config).policy
     assert evaluate(policy, "Pendulum-v1", episodes=100, seed=1).mean_return > -230
@@ -396,7 +396,7 @@ def test_locksmith_is_solved_with_memory_masks_and_dependent_heads() -> None:
 @pytest.mark.parametrize(
     ("missing", "options"),
     [
-        ("no memory", {"recurrent": False}),
+        ("no memory", {"memory": "none"}),
         ("no mask", {"masked": False}),
         ("independent heads", {"independent": True}),
     ],
@@ -427,7 +427,7 @@ def test_archer_is_solved_with_everything() -> None:
 @pytest.mark.parametrize(
     ("missing", "make", "options"),
     [
-        ("no memory", Archer, {"recurrent": False}),
+        ("no memory", Archer, {"memory": "none"}),
         ("no mask", Archer, {"masked": False}),
         ("independent heads", Archer, {"independent": True}),
         ("no number", MiddleRange, {}),

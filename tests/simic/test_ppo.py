@@ -49,7 +49,7 @@ class Bandit(VectorEnv):
 def bandit_policy() -> tuple[LSTMPolicyBundle, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A policy with a perfect critic, and its π(op) [3], π(leaf | op) [3, 2] and Q(op) [3]."""
     network = FactoredRecurrentActorCritic(
-        state_dim=1, num_slots=0, heads=BANDIT, hidden_dim=8, head_dim=8, recurrent=False
+        state_dim=1, num_slots=0, heads=BANDIT, hidden_dim=8, head_dim=8, memory="none"
     )
     with torch.no_grad():
         network.tree.output.bias.copy_(torch.tensor([0.5, 0.0, -0.5, 0.0, 2.0]))

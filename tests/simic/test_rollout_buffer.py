@@ -15,6 +15,7 @@ from esper.simic.rollout_buffer import RolloutBuffer, Transition, minibatches
 from esper.tamiyo.networks.checks import Masks
 from esper.tamiyo.networks.factored_lstm import Core, Judged
 from esper.tamiyo.policy.lstm_bundle import PolicyInput
+from kinds import KINDS
 
 HEADS = HeadTable([Head("op", 2), Head("leaf", 3, parent="op")])
 
@@ -229,12 +230,11 @@ def test_a_mask_that_is_not_given_allows_everything() -> None:
 # ---------------------------------------------------------------------- with a real policy
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.05])
-@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("options", [*KINDS.values(), {"probability_floor": 0.05}], ids=[*KINDS, "floor"])
 @pytest.mark.parametrize("max_length", [None, 3])
-def test_the_first_ratio_is_one_for_every_head(mode, tree_world, collected, floor, recurrent, max_length) -> None:
+def test_the_first_ratio_is_one_for_every_head(mode, tree_world, collected, options, max_length) -> None:
     """With masks (one conditional), resets inside the rollout, padding, a floor and a normaliser."""
-    policy, rollout, _ = collected(tree_world(6, mode), 24, recurrent=recurrent, floor=floor)
+    policy, rollout, _ = collected(tree_world(6, mode), 24, **options)
     assert rollout["episode_starts"][1:].any()
     assert rollout.could_matter.any(0).any(0).all()
     for part in minibatches([rollout], 3, max_length):
@@ -246,6 +246,8 @@ def test_the_first_ratio_is_one_for_every_head(mode, tree_world, collected, floo
                 torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
                 used = evaluation.could_matter[head] & batch.valid
                 assert torch.equal(matters, used), "the buffer knows by itself which heads matter"
+            rolled = batch.targets - batch.advantages[..., 0]
+            torch.testing.assert_close(evaluation.state_values[batch.valid], rolled[batch.valid], atol=1e-4, rtol=1e-4)
 
 
 def test_the_stored_value_is_the_one_of_the_stored_op(mode, tree_world, collected) -> None:

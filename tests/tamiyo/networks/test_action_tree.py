@@ -130,7 +130,7 @@ def reference_log_probs(network: Network, inputs: PolicyInput, row: int, choices
     """Log-probabilities of one action from the weights, one head after the other, with no batch and no tricks."""
     tree, sizes = network.tree, HEADS.sizes(3)
     assert inputs.blueprint_indices is not None
-    core, slots, _, _ = network._core(
+    (core, _, slots, _), _ = network._core(
         inputs.features[row : row + 1, None],
         inputs.blueprint_indices[row : row + 1, None],
         network.initial_hidden(1),

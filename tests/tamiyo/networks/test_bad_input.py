@@ -296,3 +296,11 @@ def test_checks_of_values_can_be_turned_off(step: Any) -> None:
     arguments = step(2)
     arguments["state"][0, 0] = torch.nan
     assert network.get_action(**arguments).value.isnan()[0]
+
+
+def test_slots_are_looked_at_in_a_rollout_too(step: Callable[..., dict[str, Any]]) -> None:
+    """Where nothing else is checked twice: a blueprint that is none would read another one's embedding."""
+    given, hidden = step(2), NETWORK.initial_hidden(2)
+    wrong = torch.tensor([[0, 1, -2], [0, 0, 0]])
+    with pytest.raises(ValueError, match=r"blueprint_indices must be from -1 \(empty slot\) to 12, got -2"):
+        NETWORK.core(given["state"], wrong, hidden, {})

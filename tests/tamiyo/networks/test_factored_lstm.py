@@ -19,6 +19,7 @@ from esper.observation import RUN_SIZE, SLOT_SIZE, features_size
 from esper.tamiyo.networks import ActionOutput, FactoredRecurrentActorCritic, action_tree
 from esper.tamiyo.networks.config import NetworkConfig
 from esper.tamiyo.policy import PolicyInput
+from kinds import KINDS
 
 MakeInput = Callable[..., PolicyInput]
 Network = FactoredRecurrentActorCritic
@@ -170,12 +171,11 @@ def test_the_state_value_is_the_expectation_of_q_over_allowed_ops(network: Netwo
 # Rollout and update
 
 
-@pytest.mark.parametrize("floor", [0.0, 0.02])
-@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("options", [*KINDS.values(), {"probability_floor": 0.02}], ids=[*KINDS, "floor"])
 def test_an_update_sees_what_the_rollout_saw(
-    sharpen: Callable[[Network], Network], make_input: MakeInput, recurrent: bool, floor: float
+    sharpen: Callable[[Network], Network], make_input: MakeInput, options: dict[str, Any]
 ) -> None:
-    network = sharpen(FactoredRecurrentActorCritic(recurrent=recurrent, probability_floor=floor))
+    network = sharpen(FactoredRecurrentActorCritic(**options))
     inputs = make_input(5, 12)
     outputs, actions = roll(network, inputs)
     evaluation = network.evaluate_actions(inputs.features, inputs.blueprint_indices, actions, inputs.masks)
@@ -224,11 +224,11 @@ def laid_out(inputs: PolicyInput, actions: dict[str, Tensor]) -> tuple[PolicyInp
     return in_line, {name: line(action) for name, action in actions.items()}, gaps.view(1, -1)
 
 
-@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
 def test_sequences_with_gaps_between_them_stay_apart(
-    sharpen: Callable[[Network], Network], make_input: MakeInput, recurrent: bool
+    sharpen: Callable[[Network], Network], make_input: MakeInput, options: dict[str, Any]
 ) -> None:
-    network = sharpen(FactoredRecurrentActorCritic(recurrent=recurrent))
+    network = sharpen(FactoredRecurrentActorCritic(**options))
     inputs = make_input(4, 6)
     outputs, actions = roll(network, inputs)
     line, line_actions, gaps = laid_out(inputs, actions)
@@ -268,14 +268,14 @@ def test_another_table_without_slots_is_an_ordinary_recurrent_policy() -> None:
     assert torch.equal(again.values, evaluation.values)
 
 
-def test_memory_matters_and_only_when_recurrent(make_input: MakeInput) -> None:
-    for recurrent in (True, False):
-        network = FactoredRecurrentActorCritic(recurrent=recurrent)
+def test_memory_matters_where_there_is_one(make_input: MakeInput) -> None:
+    for memory, outputs, cells in (("lstm", 1, 1), ("gru", 1, 0), ("none", 0, 0)):
+        network = FactoredRecurrentActorCritic(memory=memory)
         inputs = make_input(4)
         first = network.get_action(*inputs[:3])
         second = network.get_action(*inputs[:3], hidden=first.hidden)
-        assert torch.equal(first.op_values, second.op_values) == (not recurrent)
-        assert first.hidden[0].shape == (int(recurrent), 4, 128)
+        assert torch.equal(first.op_values, second.op_values) == (memory == "none")
+        assert [tuple(part.shape) for part in first.hidden] == [(outputs, 4, 128), (cells, 4, 128)]
 
 
 def test_one_step_of_a_batch_does_not_depend_on_the_other_rows(network: Network, make_input: MakeInput) -> None:
@@ -466,7 +466,7 @@ def test_config_builds_the_same_network() -> None:
         heads=PLAIN,
         hidden_dim=32,
         head_dim=16,
-        recurrent=False,
+        memory="none",
         probability_floor={"move": 0.1},
     )
     config = NetworkConfig.from_json(json.loads(json.dumps(network.config.to_json())))

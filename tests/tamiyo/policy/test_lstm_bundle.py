@@ -337,9 +337,9 @@ def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_p
     save_file(tensors, path, metadata={"esper_policy": "{"})
     refused("is not JSON")
     save_file(tensors, path, metadata={"esper_policy": "[]"})
-    refused("field 'format': expected 4, got None")
-    Format("esper_policy", 3, "an older policy").write(path, description, tensors)
-    refused("field 'format': expected 4, got 3")
+    refused("field 'format': expected 5, got None")
+    Format("esper_policy", 4, "an older policy").write(path, description, tensors)
+    refused("field 'format': expected 5, got 4")
     for wrong, says in (
         ({}, "field 'network' is missing"),
         ({"network": config}, "field 'op_share' is missing"),
@@ -354,6 +354,8 @@ def test_files_that_are_not_policies_are_refused(bundle: LSTMPolicyBundle, tmp_p
         ({**description, "network": {**config, "hidden_dim": "64"}}, "field 'network.hidden_dim': expected int"),
         ({**description, "network": {**config, "hidden_dim": -1}}, "field 'network' describes no network"),
         ({**description, "network": {**config, "hidden_dim": 64}}, "do not fit its description"),
+        ({**description, "network": {**config, "memory": "gru"}}, "do not fit its description"),
+        ({**description, "network": {**config, "memory_layers": 2**40}}, "memory_layers: expected 1 to 64"),
     ):
         POLICY.write(path, wrong, tensors)
         refused(says)

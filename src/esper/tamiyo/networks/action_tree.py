@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from esper.heads import Head, HeadTable
 from esper.tamiyo.networks.checks import Masks
-from esper.tamiyo.networks.config import NetworkConfig
+from esper.tamiyo.networks.config import ACTIVATIONS, NetworkConfig
 from esper.tamiyo.networks.distributions import Bernoullis, Distribution, SquashedGaussian
 from esper.tamiyo.networks.initialization import POLICY_GAIN, embedding, linear, stacked
 from esper.tamiyo.networks.masked_categorical import MaskedCategorical, gumbel_noise, negative_plogp
@@ -306,7 +306,8 @@ class ActionTree(nn.Module):
             config.slot_dim if head.points_at_slots else head.num_choices * (2 if head.kind == "gaussian" else 1)
             for head in heads
         )
-        self.hidden = stacked(config.hidden_dim, self.hidden_sizes)
+        self.hidden = stacked(config.core_dim, self.hidden_sizes)
+        self.activation = ACTIVATIONS[config.activation]()
         self.output = stacked(config.head_dim, self.output_sizes, POLICY_GAIN)
         self.heads = nn.ModuleList()
         for index, head in enumerate(heads):
@@ -331,7 +332,7 @@ class ActionTree(nn.Module):
             assert isinstance(head, HeadNetwork)
             head_dim = weight.shape[-1]
             hidden_ND, hidden = torch.split_with_sizes(hidden, (head_dim, hidden.shape[-1] - head_dim), dim=-1)
-            hidden_ND = torch.relu(hidden_ND)
+            hidden_ND = self.activation(hidden_ND)
             output = F.linear(hidden_ND, weight, bias)
             if described is not None and head.name == described.encoder.head:
                 output = output + described.logits(hidden_ND, draw)
@@ -348,7 +349,7 @@ class ActionTree(nn.Module):
         assert isinstance(head, HeadNetwork)
         size, choices = self.hidden_sizes[0], self.output_sizes[0]
         hidden_ND = F.linear(core_NH, self.hidden.weight[:size], self.hidden.bias[:size])
-        output = F.linear(torch.relu(hidden_ND), self.output.weight[:choices], self.output.bias[:choices])
+        output = F.linear(self.activation(hidden_ND), self.output.weight[:choices], self.output.bias[:choices])
         distribution = head.distribution(output, None, mask, Draw())
         assert isinstance(distribution, MaskedCategorical)
         return distribution

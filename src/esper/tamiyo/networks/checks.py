@@ -15,8 +15,9 @@ from esper.tamiyo.networks.parts import Part
 Masks = Mapping[str, Tensor | None]
 """Head → bool mask, True where allowed, or ``None`` (all allowed)."""
 
-HiddenState = tuple[Float[Tensor, "layers B H"], Float[Tensor, "layers B H"]]
-"""What a recurrent policy remembers: output and cell of its LSTM, a pair ``[num_layers, B, H]``."""
+HiddenState = tuple[Float[Tensor, "layers B H"], Float[Tensor, "cells B H"]]
+"""What a policy remembers: outputs and cells of its memory, a pair ``[num_layers, B, H]``, the layers of the critic's
+own after the policy's. Of a GRU the second is empty, ``[0, B, H]``, and without memory both are."""
 
 
 def check_state(
@@ -94,17 +95,16 @@ def check_blueprint_indices_given(blueprint_indices: Tensor | None, batch: tuple
         )
 
 
-def check_blueprint_indices(
-    blueprint_indices: Tensor | None, batch: torch.Size, num_blueprints: int, uses_slots: bool
-) -> None:
+def check_no_blueprint_indices(blueprint_indices: Tensor | None) -> None:
+    """``blueprint_indices`` are not there, or empty, of a network without slots."""
+    if blueprint_indices is not None and blueprint_indices.shape[-1] != 0:
+        raise ValueError(
+            f"expected no blueprint_indices for a network without slots, got {list(blueprint_indices.shape)}"
+        )
+
+
+def check_blueprint_indices(blueprint_indices: Tensor, batch: torch.Size, num_blueprints: int) -> None:
     """``blueprint_indices`` is int64 ``[*batch, S]`` from −1 (empty) to ``num_blueprints − 1``."""
-    if not uses_slots:
-        if blueprint_indices is not None and blueprint_indices.shape[-1] != 0:
-            raise ValueError(
-                f"expected no blueprint_indices for a network without slots, got {list(blueprint_indices.shape)}"
-            )
-        return
-    assert blueprint_indices is not None
     shape = blueprint_indices.shape
     if len(shape) != len(batch) + 1 or shape[:-1] != batch or shape[-1] == 0:
         raise ValueError(f"expected blueprint_indices of shape [{', '.join(map(str, batch))}, S], got {list(shape)}")
@@ -144,11 +144,12 @@ def check_masks(heads: HeadTable, masks: Masks, batch: torch.Size, num_slots: in
             )
 
 
-def check_hidden(hidden: HiddenState, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    """``hidden`` is a pair of ``dtype`` tensors of ``shape`` ``[num_layers, B, H]``."""
-    if len(hidden) != 2 or any(tuple(part.shape) != shape or part.dtype != dtype for part in hidden):
-        got = [f"{part.dtype} {list(part.shape)}" for part in hidden]
-        raise ValueError(f"expected hidden as a pair of {dtype} {list(shape)}, got {got}; start from initial_hidden()")
+def check_hidden(hidden: HiddenState, layers: tuple[int, int], size: tuple[int, int], dtype: torch.dtype) -> None:
+    """``hidden`` is a pair of ``dtype`` tensors, of as many ``layers`` of ``size`` ``[B, H]`` each."""
+    shapes = [(count, *size) for count in layers]
+    if [tuple(part.shape) for part in hidden] != shapes or any(part.dtype != dtype for part in hidden):
+        expected, got = [list(shape) for shape in shapes], [f"{part.dtype} {list(part.shape)}" for part in hidden]
+        raise ValueError(f"expected hidden as a pair of {dtype} {expected}, got {got}; start from initial_hidden()")
 
 
 def check_gaps(gaps: Tensor | None, batch: torch.Size) -> None:

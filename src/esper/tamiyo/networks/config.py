@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
+
+from torch import nn
 
 from esper.files import from_plain
 from esper.heads import HeadTable
+from esper.tamiyo.networks.memory import MemoryKind
 from esper.tamiyo.networks.parts import Part
+
+CriticMemory = Literal["shared", "separate", "none"]
+Activation = Literal["relu", "tanh", "elu", "gelu", "silu"]
+
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+_MOST_LAYERS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +32,7 @@ class NetworkOptions:
     """What is chosen of a network, whatever it is built for."""
 
     hidden_dim: int = 128
-    """Size of the LSTM and of the core, H."""
+    """Size of the memory and of the core, H."""
     head_dim: int = 64
     """Size of the hidden layer per head, and of the critic's."""
     slot_dim: int = 64
@@ -25,8 +41,20 @@ class NetworkOptions:
     """Size of the encoding of a part of the observation that is no features: an image, a choice among many."""
     prospects: bool = False
     """Read what describes the choices of a head in each slot, where the environment shows ``prospects``."""
-    recurrent: bool = True
-    """False leaves out the LSTM: a feed-forward policy without memory; hidden states are then empty, ``[0, B, H]``."""
+    memory: MemoryKind = "lstm"
+    """``none``: a feed-forward policy; hidden states are then empty, ``[0, B, H]``."""
+    memory_layers: int = 1
+    """Layers of the memory, one above the other."""
+    critic_memory: CriticMemory = "shared"
+    """The critic reads what the policy remembers (``shared``), has a memory of its own (``separate``), or none."""
+    encoder_layers: tuple[int, ...] = ()
+    """Sizes of further layers before the one of ``hidden_dim`` that feeds the memory."""
+    policy_layers: tuple[int, ...] = ()
+    """Sizes of layers between the memory and the heads, which share them."""
+    critic_layers: tuple[int, ...] = ()
+    """Sizes of further layers of the critic, before its one of ``head_dim``."""
+    activation: Activation = "relu"
+    """Of all layers before and after the memory; slots and images have their own."""
     probability_floor: float | Mapping[str, float] = 0.0
     """Least probability of an allowed choice, for every head that has choices or by head name; the same in rollout and
     update."""
@@ -83,7 +111,20 @@ class NetworkConfig(NetworkOptions):
         if pointing and self.num_slots == 0:
             raise ValueError(f"heads {pointing} point at slots, but num_slots is 0; give slots, or another heads table")
         self._check_described()
+        self._check_layers()
         self._check_floors()
+
+    def _check_layers(self) -> None:
+        for name, kinds in (("memory", MemoryKind), ("critic_memory", CriticMemory), ("activation", Activation)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name}: expected one of {get_args(kinds)}, got {getattr(self, name)!r}")
+        if self.memory == "none" and self.critic_memory == "separate":
+            raise ValueError("critic_memory='separate' needs a kind of memory, got memory='none'; give 'lstm' or 'gru'")
+        if not 1 <= self.memory_layers <= _MOST_LAYERS:
+            raise ValueError(f"memory_layers: expected 1 to {_MOST_LAYERS}, got {self.memory_layers}")
+        for name in ("encoder_layers", "policy_layers", "critic_layers"):
+            if any(size < 1 for size in getattr(self, name)):
+                raise ValueError(f"{name}: expected sizes of 1 or more, got {getattr(self, name)}")
 
     def _check_described(self) -> None:
         if self.described_head is None and self.prospect_size == 0:
@@ -113,6 +154,19 @@ class NetworkConfig(NetworkOptions):
     def run_size(self) -> int:
         """Numbers about the run, R."""
         return self.state_dim - self.slot_size * self.num_slots
+
+    @property
+    def core_dim(self) -> int:
+        """Numbers that the heads read."""
+        return self.policy_layers[-1] if self.policy_layers else self.hidden_dim
+
+    @property
+    def state_layers(self) -> tuple[int, int]:
+        """First sizes of the two parts of a hidden state: layers with outputs, and with cells."""
+        if self.memory == "none":
+            return 0, 0
+        layers = self.memory_layers * (2 if self.critic_memory == "separate" else 1)
+        return layers, layers if self.memory == "lstm" else 0
 
     @property
     def floors(self) -> dict[str, float]:

@@ -31,9 +31,10 @@ from esper.tamiyo.networks.action_tree import (
     stored,
 )
 from esper.tamiyo.networks.checks import HiddenState, Masks
-from esper.tamiyo.networks.config import NetworkConfig
-from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, linear, lstm
+from esper.tamiyo.networks.config import ACTIVATIONS, NetworkConfig
+from esper.tamiyo.networks.initialization import HIDDEN_GAIN, VALUE_GAIN, hidden_layers, linear
 from esper.tamiyo.networks.masked_categorical import MaskedCategorical
+from esper.tamiyo.networks.memory import Memory
 from esper.tamiyo.networks.parts import PartEncoder
 from esper.tamiyo.networks.prospects import PROSPECTS, ProspectEncoder
 from esper.tamiyo.networks.slot_encoder import SlotEncoder
@@ -114,6 +115,8 @@ class Core(NamedTuple):
 
     core: Tensor
     """What was seen and is remembered ``[N, H]``."""
+    of_critic: Tensor | None
+    """The same of the critic ``[N, H]``; ``None`` where it shares the policy's."""
     slots: Tensor | None
     """Encodings of slots ``[N, S, E]``; ``None`` without slots."""
     described: Tensor | None
@@ -123,9 +126,9 @@ class Core(NamedTuple):
     def joined(cls, steps: Sequence[Core]) -> Core:
         """The rows of several steps, one after the other."""
         parts = [list(part) for part in zip(*steps, strict=True)]
-        core, slots, described = [None if part[0] is None else torch.cat(part) for part in parts]
+        core, *others = [None if part[0] is None else torch.cat(part) for part in parts]
         assert core is not None
-        return cls(core, slots, described)
+        return cls(core, *others)
 
 
 class Judged(NamedTuple):
@@ -155,7 +158,7 @@ class FactoredRecurrentActorCritic(nn.Module):
     """A recurrent policy over a table of dependent heads, with a dueling critic Q(s, op) = v(s) + a(s, op).
 
     The state splits into numbers about the run and numbers about each slot. Slots are a set: one shared encoder,
-    attention among them, and a summary that joins the run's numbers on the way to an LSTM. No weight depends on the
+    attention among them, and a summary that joins the run's numbers on the way to a memory. No weight depends on the
     number of slots: any S may come at any call. The value of a state is V(s) = Σ_op π(op|s) Q(s, op) over the allowed
     ops (Van Seijen et al. 2009, expected Sarsa; Wang et al. 2016, dueling). Where the first head is not categorical
     there are no ops to tell apart, and the critic is V(s) alone.
@@ -210,13 +213,25 @@ class FactoredRecurrentActorCritic(nn.Module):
         self.summary_norm = nn.LayerNorm(summary) if standardizes else None
         self.prospects = ProspectEncoder(config) if config.described_head is not None else None
         self.part_encoder = PartEncoder(config.parts, config.part_dim, encoders or {})
-        self.encoder = linear(run_size + summary + self.part_encoder.size, hidden_dim, HIDDEN_GAIN)
+        activation = ACTIVATIONS[config.activation]
+        self.activation = activation()
+        seen = run_size + summary + self.part_encoder.size
+        self.encoder_layers = hidden_layers(seen, config.encoder_layers, activation)
+        self.encoder = linear((seen, *config.encoder_layers)[-1], hidden_dim, HIDDEN_GAIN)
         self.encoder_norm = nn.LayerNorm(hidden_dim)
-        self.memory = lstm(hidden_dim) if config.recurrent else None
+        self.memory = self._make_memory()
         self.core_norm = nn.LayerNorm(hidden_dim)
+        self.policy_layers = hidden_layers(hidden_dim, config.policy_layers, activation)
         self.tree = ActionTree(config)
-        self.critic_hidden = linear(hidden_dim, config.head_dim, HIDDEN_GAIN)
+        self.critic_memory = self._make_memory() if config.critic_memory == "separate" else None
+        self.critic_norm = nn.LayerNorm(hidden_dim) if config.critic_memory != "shared" else None
+        self.critic_layers = hidden_layers(hidden_dim, config.critic_layers, activation)
+        self.critic_hidden = linear((hidden_dim, *config.critic_layers)[-1], config.head_dim, HIDDEN_GAIN)
         self.critic = linear(config.head_dim, 1 + config.heads.num_ops, VALUE_GAIN)
+
+    def _make_memory(self) -> Memory | None:
+        kind, config = self.config.memory, self.config
+        return None if kind == "none" else Memory(kind, config.hidden_dim, config.memory_layers)
 
     @property
     def heads(self) -> HeadTable:
@@ -228,24 +243,19 @@ class FactoredRecurrentActorCritic(nn.Module):
         """Type of the weights, and of the states expected."""
         return self.encoder.weight.dtype
 
-    @property
-    def num_layers(self) -> int:
-        """First size of a hidden state: 1, or 0 for a feed-forward network."""
-        return 1 if self.config.recurrent else 0
-
     def sizes(self, num_slots: int | None = None) -> dict[str, int]:
         """Number of choices of every head, by default for the S of :attr:`config`."""
         return self.heads.sizes(self.config.num_slots if num_slots is None else num_slots)
 
     def initial_hidden(self, batch_size: int = 1) -> HiddenState:
-        """Zeros: a pair ``[num_layers, B, H]``, the state at the start of an episode.
+        """Zeros, the state at the start of an episode: a pair ``[num_layers, B, H]``, see :data:`HiddenState`.
 
         They belong to no graph. What :meth:`get_action` makes of them while gradients are recorded does: cut it between
         two episodes, see :meth:`~esper.tamiyo.policy.lstm_bundle.LSTMPolicyBundle.detach_hidden`.
         """
-        shape = (self.num_layers, batch_size, self.config.hidden_dim)
-        weight = self.encoder.weight
-        return weight.new_zeros(shape), weight.new_zeros(shape)
+        outputs, cells = self.config.state_layers
+        weight, size = self.encoder.weight, (batch_size, self.config.hidden_dim)
+        return weight.new_zeros(outputs, *size), weight.new_zeros(cells, *size)
 
     def get_action(
         self,
@@ -393,7 +403,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         op_values = self._op_values(core)
         if self.heads.num_ops:
             op = self.heads.op.name
-            distribution = self.tree.op(core.core, masks[op])
+            distribution = self.tree.op(self.policy_layers(core.core), masks[op])
             if self.check_values and not torch.isfinite(distribution.log_probs.amax(-1)).all():
                 draw = Draw({op: distribution}, {op: distribution.mode()})
                 raise ValueError(_diagnosis(draw, (state.shape[0],)))
@@ -413,11 +423,18 @@ class FactoredRecurrentActorCritic(nn.Module):
         hidden: HiddenState,
         parts: Mapping[str, Tensor],
     ) -> tuple[Core, HiddenState]:
-        """What one step shows, and the hidden state after it; arguments as in :meth:`get_action`, not checked.
+        """What one step shows, and the hidden state after it; arguments as in :meth:`get_action`.
 
         Together with :meth:`draw` and :meth:`judge` this is :meth:`get_action` in parts: a rollout draws at every step,
-        and judges all of its steps at once.
+        and judges all of its steps at once. What is read from an environment has been checked there; only slots are
+        looked at here, which the environment's spaces do not describe.
+
+        Raises:
+            ValueError: For a blueprint index out of range, or prospects that do not fit.
         """
+        if self.slot_encoder is not None:
+            assert blueprint_indices is not None
+            self._check_slots(blueprint_indices, parts, state.shape[:-1])
         return self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
 
     def draw(self, core: Core, masks: Masks, noise: Noise | None, op_share: float = 1.0) -> dict[str, Tensor]:
@@ -505,17 +522,32 @@ class FactoredRecurrentActorCritic(nn.Module):
             rows_ND = torch.cat([run_NR, summary_N2E], dim=-1)
         if self.config.parts:
             rows_ND = torch.cat([rows_ND, self.part_encoder(parts, self.dtype)], dim=-1)
-        encoded_NH = torch.relu(self.encoder_norm(self.encoder(rows_ND)))
-        if self.memory is not None:
-            encoded_NH, hidden = _remember(self.memory, encoded_NH.view(batch, steps, -1), hidden, gaps_BT)
-        return Core(self.core_norm(encoded_NH), slots_NSE, described_NSnE), hidden
+        encoded_NH = self.activation(self.encoder_norm(self.encoder(self.encoder_layers(rows_ND))))
+        of_policy, of_critic, hidden = self._remembered(encoded_NH.view(batch, steps, -1), hidden, gaps_BT)
+        critic_NH = None if self.critic_norm is None else self.critic_norm(of_critic)
+        return Core(self.core_norm(of_policy), critic_NH, slots_NSE, described_NSnE), hidden
+
+    def _remembered(
+        self, encoded_BTH: Tensor, hidden: HiddenState, gaps_BT: Tensor | None
+    ) -> tuple[Tensor, Tensor, HiddenState]:
+        """What the policy and what the critic remembers at every step ``[N, H]``, and the state after the last one."""
+        encoded_NH = encoded_BTH.flatten(0, 1)
+        if self.memory is None:
+            return encoded_NH, encoded_NH, hidden
+        if self.critic_memory is None:
+            of_policy, hidden = self.memory(encoded_BTH, hidden, gaps_BT)
+            return of_policy, encoded_NH, hidden
+        (own, its), (own_cells, its_cells) = (part.tensor_split(2) for part in hidden)
+        of_policy, (own, own_cells) = self.memory(encoded_BTH, (own, own_cells), gaps_BT)
+        of_critic, (its, its_cells) = self.critic_memory(encoded_BTH, (its, its_cells), gaps_BT)
+        return of_policy, of_critic, (torch.cat([own, its]), torch.cat([own_cells, its_cells]))
 
     def _draw(self, core: Core, masks: Masks, choose: Chooser) -> Draw:
         """The behaviour policy, whole; rollout and learning differ only in ``choose``."""
         described = None
         if self.prospects is not None and core.described is not None:
             described = DescribedHead(self.prospects, core.described)
-        return self.tree.draw(core.core, core.slots, masks, choose, described)
+        return self.tree.draw(self.policy_layers(core.core), core.slots, masks, choose, described)
 
     def _decide(self, core: Core, masks: Masks, choose: Chooser) -> _Decided:
         """The behaviour policy and its value."""
@@ -529,7 +561,8 @@ class FactoredRecurrentActorCritic(nn.Module):
 
     def _op_values(self, core: Core) -> Tensor:
         """Q(s, ·) ``[N, O]`` = v(s) + a(s, ·); v(s) ``[N, 1]`` where there are no ops."""
-        dueling = self.critic(torch.relu(self.critic_hidden(core.core)))
+        seen_NH = self.critic_layers(core.core if core.of_critic is None else core.of_critic)
+        dueling = self.critic(self.activation(self.critic_hidden(seen_NH)))
         dueling = dueling.to(self.dtype)
         return dueling[:, :1] + dueling[:, 1:] if self.heads.num_ops else dueling
 
@@ -554,23 +587,32 @@ class FactoredRecurrentActorCritic(nn.Module):
         sizes = state.shape[:-1]
         own_parts = {part: x for part, x in parts.items() if part != PROSPECTS}
         checks.check_parts(config.parts, own_parts, sizes, values=self.check_values)
-        if config.described_head is not None:
-            form = (num_slots, self.sizes(num_slots)[config.described_head], config.prospect_size)
-            checks.check_prospects(parts.get(PROSPECTS), sizes, form, values=self.check_values)
-        checks.check_blueprint_indices(blueprint_indices, sizes, config.num_blueprints, uses_slots)
+        if uses_slots:
+            assert blueprint_indices is not None
+            self._check_slots(blueprint_indices, parts, sizes)
+        else:
+            checks.check_no_blueprint_indices(blueprint_indices)
         checks.check_masks(self.heads, masks, sizes, num_slots)
         if hidden is None:
             hidden = self.initial_hidden(sizes[0])
-        checks.check_hidden(hidden, (self.num_layers, sizes[0], config.hidden_dim), dtype)
+        checks.check_hidden(hidden, config.state_layers, (sizes[0], config.hidden_dim), dtype)
         if torch.is_grad_enabled() and self.encoder.weight.requires_grad:
             # What the first operation with a gradient keeps as it is; of everything else it keeps a copy.
-            kept: list[tuple[str, Tensor | None]] = [("hidden", part) for part in hidden] if config.recurrent else []
+            kept: list[tuple[str, Tensor | None]] = [("hidden", part) for part in hidden if len(part)]
             kept += [] if uses_slots or own_parts else [(name, state)]
             kept += [
                 (f"the mask of head '{head}'", masks[head]) for head, own in self.heads.conditions.items() if not own
             ]
             checks.check_recordable(kept)
         return hidden
+
+    def _check_slots(self, blueprint_indices: Tensor, parts: Mapping[str, Tensor], batch: torch.Size) -> None:
+        config = self.config
+        checks.check_blueprint_indices(blueprint_indices, batch, config.num_blueprints)
+        if config.described_head is not None:
+            num_slots = blueprint_indices.shape[-1]
+            form = (num_slots, self.sizes(num_slots)[config.described_head], config.prospect_size)
+            checks.check_prospects(parts.get(PROSPECTS), batch, form, values=self.check_values)
 
     def _check_drawable(self, draw: Draw, batch: tuple[int, ...]) -> None:
         """Each head has something to draw from: of one that has nothing all log-probabilities are NaN."""
@@ -583,47 +625,6 @@ class FactoredRecurrentActorCritic(nn.Module):
         """One look at the sum; only a bad one is traced to its head and row."""
         if not math.isfinite(draw.log_probs_NK.sum().item()) and not torch.isfinite(draw.log_probs_NK).all():
             raise ValueError(_diagnosis(draw, batch))
-
-
-def _remember(
-    memory: nn.LSTM, inputs_BTH: Tensor, hidden: HiddenState, gaps_BT: Tensor | None
-) -> tuple[Tensor, HiddenState]:
-    """Outputs ``[N, H]`` and the last hidden state. A single step calls the cell: 2.5 times as fast as the layer."""
-    if inputs_BTH.shape[1] == 1 and gaps_BT is None:
-        state = (hidden[0][0], hidden[1][0])
-        output, cell = torch.lstm_cell(inputs_BTH[:, 0], state, *memory.all_weights[0])
-        return output, (output.unsqueeze(0), cell.unsqueeze(0))
-    if gaps_BT is not None:
-        return _remember_between(memory, inputs_BTH, hidden, gaps_BT)
-    outputs_BTH, after = memory(inputs_BTH, hidden)
-    return outputs_BTH.flatten(0, 1), after
-
-
-def _remember_between(
-    memory: nn.LSTM, inputs_BTH: Tensor, hidden: HiddenState, gaps_BT: Tensor
-) -> tuple[Tensor, HiddenState]:
-    """As :func:`_remember`, with a memory that is empty after each gap, at the price of one more input.
-
-    At a gap that input shuts the input, forget and output gates: the cell and the output become exactly 0, and no
-    gradient passes. So episodes that lie one after the other stay apart without a loop over time.
-    """
-    of_inputs, *others = memory.all_weights[0]
-    shut = of_inputs.new_full((len(of_inputs), 1), -1e4)
-    shut[2 * memory.hidden_size : 3 * memory.hidden_size] = 0.0  # the candidate cell: PyTorch orders i, f, g, o
-    inputs = torch.cat([inputs_BTH, gaps_BT.unsqueeze(-1).to(inputs_BTH.dtype)], dim=-1)
-    weights = [torch.cat([of_inputs, shut], dim=1), *others]
-    outputs_BTH, *after = torch.lstm(
-        inputs,
-        hidden,
-        weights,
-        has_biases=True,
-        num_layers=1,
-        dropout=0.0,
-        train=memory.training,
-        bidirectional=False,
-        batch_first=True,
-    )
-    return outputs_BTH.flatten(0, 1), (after[0], after[1])
 
 
 def _forget_autocast_weights(device_type: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -45,15 +45,10 @@ def embedding(choices: int, size: int) -> nn.Embedding:
     return table
 
 
-def lstm(size: int) -> nn.LSTM:
-    """A single-layer LSTM with orthogonal gates, zero biases and a forget bias of 1 (Jozefowicz et al. 2015)."""
-    layer = nn.LSTM(size, size, batch_first=True)
-    input_weight, hidden_weight, input_bias, hidden_bias = layer.all_weights[0]
-    with torch.no_grad():
-        for weight in (input_weight, hidden_weight):
-            for gate in weight.chunk(4):
-                nn.init.orthogonal_(gate)
-        for bias in (input_bias, hidden_bias):
-            bias.zero_()
-        input_bias.chunk(4)[1].fill_(1.0)
-    return layer
+def hidden_layers(inputs: int, sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Linear layers of these sizes, each normalised and with an activation; none for no sizes."""
+    layers: list[nn.Module] = []
+    for size in sizes:
+        layers += [linear(inputs, size), nn.LayerNorm(size), activation()]
+        inputs = size
+    return nn.Sequential(*layers)

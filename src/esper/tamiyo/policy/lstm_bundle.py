@@ -31,7 +31,7 @@ from esper.tamiyo.networks.factored_lstm import ActionOutput, Core, Evaluation, 
 POLICY_FILE = "policy.safetensors"
 """The one file of a saved policy: weights and statistics, with a JSON description in its header."""
 
-POLICY = Format("esper_policy", 4, "a saved policy")
+POLICY = Format("esper_policy", 5, "a saved policy")
 
 _NETWORK, _NORMALIZER = "network.", "normalizer."
 

@@ -36,6 +36,10 @@ COMMANDS = {
         "esper.commands.grow:GrowCommand",
         "Grow one network on a task or on your own data: figure, summary, test accuracy, and the model as a file.",
     ),
+    "report": (
+        "esper.commands.report:ReportCommand",
+        "Make one self-contained page of a growth, a training run or a comparison; no scripts, nothing from elsewhere.",
+    ),
     "average": (
         "esper.commands.average:AverageCommand",
         "Average the weights of trained policies of which each was trained on from another.",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby, pairwise, zip_longest
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib.style
@@ -55,6 +58,18 @@ _NAME_SIZES = (9.0, 8.0, 7.0, 6.0)
 _LONGEST_SLOT_NAME = 24
 
 
+def told(score: float, measure: str = "score") -> str:
+    """A score in words, the same everywhere: ``R² 0.512`` of an R², else ``51.2%``; unknown where it is NaN.
+
+    Example:
+        >>> told(0.5123), told(0.5123, "R²")
+        ('51.2%', 'R² 0.512')
+    """
+    if not math.isfinite(score):
+        return "unknown"
+    return f"R² {score:.3f}" if measure == "R²" else f"{score:.1%}"
+
+
 class SlotState(NamedTuple):
     """One slot after one decision."""
 
@@ -87,6 +102,14 @@ class GrowthRecord:
     """Scores of the same run without growth, ``[T + 1]``; empty when unknown."""
     title: str = ""
     """Title of the figure; by default made of policy and task."""
+    measure: str = "score"
+    """What the scores are; an ``R²`` is not told in percent."""
+    first: int = 0
+    """What the first entry is called on the axis: 0 where decisions are counted, 1 where the steps of a growth are."""
+    ends: Mapping[str, str] = field(default_factory=dict)
+    """What became of seeds at the very end, by slot: ``kept`` or ``pruned``, after the last entry."""
+    final_params: int | None = None
+    """Parameters of all seeds that are left at the end; ``None``: as in the last entry."""
 
     def __post_init__(self) -> None:
         slots = {name: tuple(SlotState(*state) for state in states) for name, states in self.slots.items()}
@@ -99,9 +122,16 @@ class GrowthRecord:
             raise ValueError(f"expected histories of one length, at least 2, got {lengths}")
         if not slots:
             raise ValueError("expected at least one slot, got none")
+        if wrong := set(self.ends) - set(slots) | set(self.ends.values()) - {"kept", "pruned"}:
+            raise ValueError(f"ends are 'kept' or 'pruned', by the names of slots; got {sorted(wrong)}")
         unknown = {state.stage for states in slots.values() for state in states} - set(Stage.__members__)
         if unknown:
             raise ValueError(f"unknown stages {sorted(unknown)}; stages are {', '.join(Stage.__members__)}")
+
+    @property
+    def params_left(self) -> int:
+        """Parameters of all seeds that are left at the end."""
+        return self.added_params[-1] if self.final_params is None else self.final_params
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -117,8 +147,26 @@ class GrowthRecord:
         return cls(**{**data, **scores})
 
 
+class Drawing(Figure):
+    """A figure of matplotlib that a notebook shows by itself, whether pyplot is imported or not."""
+
+    def _repr_png_(self) -> bytes:
+        return self.rendered("png")
+
+    def rendered(self, form: str) -> bytes:
+        """The picture as a file's content, ``"png"`` or ``"svg"``; the same at every call.
+
+        Matplotlib's settings are left as they were, and those of the user have no influence.
+        """
+        content = io.BytesIO()
+        options: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {}
+        with matplotlib.style.context(["default", {"svg.hashsalt": "esper"}]):
+            self.savefig(content, format=form, dpi=_DPI, **options)
+        return content.getvalue()
+
+
 def growth_figure(record: GrowthRecord, path: str | os.PathLike[str]) -> None:
-    """Draw one growth and save it as a PNG.
+    """Draw one growth and save it as a PNG, or as an SVG where ``path`` ends so.
 
     On top the validation score over decisions, with the host alone as a second line; below it a lane for each slot,
     with the seeds that lived there: their blueprint, their stage as a colour, their alpha as the height of the fill,
@@ -127,17 +175,22 @@ def growth_figure(record: GrowthRecord, path: str | os.PathLike[str]) -> None:
     The file is written whole or not at all. Matplotlib's settings are left as they were, and those of the user have no
     influence.
     """
+    form = "svg" if Path(path).suffix == ".svg" else "png"
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(draw_growth(record).rendered(form))
+
+
+def draw_growth(record: GrowthRecord) -> Drawing:
+    """The picture of one growth, as :func:`growth_figure` saves it."""
     with matplotlib.style.context("default"):
-        figure = _draw(record)
-        with written_whole(path) as unfinished:
-            figure.savefig(unfinished, format="png", dpi=_DPI)
+        return _draw(record)
 
 
-def _draw(record: GrowthRecord) -> Figure:
+def _draw(record: GrowthRecord) -> Drawing:
     lanes = len(record.slots) * _LANE
     left = _left_margin(record)
     height = _TITLE + _SCORES + _GAP + lanes + _GAP + _PARAMETERS + _LEGEND
-    figure = Figure(figsize=(_WIDTH, height), facecolor="white")
+    figure = Drawing(figsize=(_WIDTH, height), facecolor="white")
     FigureCanvasAgg(figure)
 
     def panel(top: float, tall: float) -> Axes:
@@ -177,9 +230,10 @@ def _draw_title(figure: Figure, record: GrowthRecord, left: float) -> None:
     title = record.title or f"{record.policy} grows a network on {record.task}"
     x = left / _WIDTH
     figure.text(x, 1 - 0.36 / height, title, fontsize=15, fontweight="bold", color=_INK, va="center")
-    first, last = record.host_params, record.host_params + record.added_params[-1]
+    first, last = record.host_params, record.host_params + record.params_left
     sizes = f"{first:,} → {last:,} parameters" if last != first else f"{first:,} parameters"
-    words = f"validation score {_percent(record.scores[0])} → {_percent(record.scores[-1])}   ·   {sizes}"
+    scores = " → ".join(told(score, record.measure) for score in (record.scores[0], record.scores[-1]))
+    words = f"validation score {scores}   ·   {sizes}"
     figure.text(x, 1 - 0.66 / height, words, fontsize=10, color=_MUTED, va="center")
 
 
@@ -240,10 +294,11 @@ def _draw_scores(axes: Axes, record: GrowthRecord) -> None:
     axes.plot(decisions, scores, color=_SCORE, linewidth=2.4, zorder=3, solid_capstyle="round")
     _widen(axes, least=0.1)
     axes.plot(decisions[-1], scores[-1], "o", color=_SCORE, markersize=5, clip_on=False, zorder=4)
-    _label_ends(axes, ends)
+    _label_ends(axes, ends, record.measure)
     axes.set_ylabel("validation score", fontsize=9.5, color=_MUTED, labelpad=8)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+    ratio = record.measure == "R²"
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.1f}" if ratio else f"{100 * value:.0f} %"))
     _tidy(axes, grid=True)
     axes.tick_params(axis="x", labelbottom=False, length=0)
 
@@ -258,7 +313,7 @@ def _widen(axes: Axes, least: float) -> None:
     axes.set_ylim(max(low - more, -0.03 if high > 0 else low), min(high + more, 1.03))
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[np.ndarray, str, str]]) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[np.ndarray, str, str]], measure: str) -> None:
     """Name each line at its right end; names of lines that end close together are pushed apart."""
     low, high = axes.get_ylim()
     apart = 0.15 * (high - low)
@@ -268,7 +323,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[np.ndarray, str, str]]) -> None
         places = [middle + sign * apart / 2, middle - sign * apart / 2]
     for place, (values, colour, name) in zip(places, ends, strict=True):
         axes.annotate(
-            f"{name}\n{_percent(values[-1])}",
+            f"{name}\n{told(values[-1], measure)}",
             (1, place),
             xycoords=("axes fraction", "data"),
             xytext=(9, 0),
@@ -292,7 +347,7 @@ def _draw_parameters(axes: Axes, record: GrowthRecord) -> None:
     axes.set_yticks([0, highest] if added.max() > 0 else [0])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.annotate(
-        f"+{record.added_params[-1]:,}\nparameters",
+        f"+{record.params_left:,}\nparameters",
         (1, 0.5),
         xycoords="axes fraction",
         xytext=(9, 0),
@@ -303,8 +358,10 @@ def _draw_parameters(axes: Axes, record: GrowthRecord) -> None:
         annotation_clip=False,
     )
     axes.set_ylabel("added", fontsize=9.5, color=_MUTED, labelpad=8)
-    axes.set_xlabel("decision", fontsize=9.5, color=_MUTED, labelpad=4)
-    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.set_xlabel("step" if record.first else "decision", fontsize=9.5, color=_MUTED, labelpad=4)
+    first, last = record.first, record.first + len(decisions) - 1
+    shown = [round(t) for t in MaxNLocator(12, integer=True).tick_values(first, last) if first <= t <= last]
+    axes.set_xticks([decision - first for decision in shown], [str(decision) for decision in shown])
     _tidy(axes, grid=False)
 
 
@@ -316,10 +373,6 @@ def _tidy(axes: Axes, *, grid: bool) -> None:
     axes.set_axisbelow(True)
     if grid:
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %" if np.isfinite(value) else "unknown"
 
 
 # ---------------------------------------------------------------------- lanes
@@ -346,7 +399,7 @@ def _draw_lanes(axes: Axes, record: GrowthRecord) -> None:
     count = len(record.slots)
     horizon = len(record.scores) - 1
     axes.set_ylim(count, 0)
-    for row, states in enumerate(record.slots.values()):
+    for row, (name, states) in enumerate(record.slots.items()):
         axes.add_patch(
             Rectangle((0, row + _LANE_BOTTOM), horizon, _LANE_TOP - _LANE_BOTTOM, facecolor="#F6F7F9", linewidth=0)
         )
@@ -355,7 +408,8 @@ def _draw_lanes(axes: Axes, record: GrowthRecord) -> None:
             _draw_run(axes, row, stage, first, last, [state.alpha for state in states])
         free = 0.0
         for life, following in zip_longest(lives, lives[1:]):
-            marks = _draw_events(axes, row, life, states)
+            end = record.ends.get(name) if following is None else None
+            marks = _draw_events(axes, row, life, states, end)
             after = horizon if following is None else following.start
             free = max(life.last, _draw_name(axes, row, life, marks, free, after))
     axes.set_yticks([row + 0.5 for row in range(count)], [_short(name) for name in record.slots])
@@ -413,10 +467,14 @@ def _draw_run(axes: Axes, row: int, stage: Stage, first: int, last: int, alphas:
     axes.fill_between(times, floor, floor - heights, color=_FILL[stage], linewidth=0)
 
 
-def _draw_events(axes: Axes, row: int, life: _Life, states: Sequence[SlotState]) -> list[int]:
+def _draw_events(axes: Axes, row: int, life: _Life, states: Sequence[SlotState], end: str | None) -> list[int]:
     """Mark where a seed was kept for good and where it was cut; the times of the marks."""
+    last = len(states) - 1
     fossil = [max(t - 1, 0) for t in range(life.first, life.last + 1) if states[t].stage == Stage.FOSSILIZED.name][:1]
-    pruned = [life.last] if life.last < len(states) - 1 else []
+    pruned = [life.last] if life.last < last else []
+    if life.last == last:
+        fossil += [last] if end == "kept" else []
+        pruned += [last] if end == "pruned" else []
     for time, (shape, colour) in [*((t, _KEPT_MARK) for t in fossil), *((t, _PRUNED_MARK) for t in pruned)]:
         axes.plot(
             time,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from esper.cli import main
+from esper.commands.grow import GrowCommand, GrowRun, HostAlone
+from esper.tasks import get_task
 
 
 def test_grow_on_ones_own_arrays(tmp_path, capsys):
@@ -20,7 +24,7 @@ def test_grow_on_ones_own_arrays(tmp_path, capsys):
     options = ["--host", "auto", "--epochs", "8", "--budget", "900", "--quiet", "--out", str(out)]
     assert main(["grow", "--data", str(tmp_path / "mine.npz"), *options]) == 0
     printed = capsys.readouterr().out
-    for words in ("GERMINATE", "Test accuracy:", "Contributions:", "Written:"):
+    for words in ("GERMINATE", "Test accuracy:", "Contributions:", "Verdict:", "Written:"):
         assert words in printed, words
     assert {file.name for file in out.iterdir()} == {
         "command.json",
@@ -30,8 +34,9 @@ def test_grow_on_ones_own_arrays(tmp_path, capsys):
         "manifest.json",
     }
     results = json.loads((out / "growth.json").read_text())
-    assert results["added_params"] <= 900
-    assert len(results["record"]["scores"]) == 8
+    assert results["growth"]["added_params"] <= 900
+    assert len(results["growth"]["steps"]) == 8
+    assert results["growth"]["finished"]
     assert torch.export.load(out / "grown.pt2").module()(torch.zeros(3, 6)).shape == (3, 2)
 
 
@@ -39,6 +44,73 @@ def test_grow_says_when_nothing_was_kept(tmp_path, capsys):
     options = ["--policy", "wait", "--epochs", "2", "--quiet", "--out", str(tmp_path / "run")]
     assert main(["grow", "--task", "wine", *options]) == 0
     assert "the model is the host alone" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- the host alone, beside it
+
+
+def grow(**options):
+    """A run on wine in which something grows, and its result without times."""
+    options = GrowCommand(**{"task": "wine", "epochs": 6, "learning_rate": 0.02, "rent": 0.0} | options)
+    run = GrowRun(options, options.build_task())
+    while run.epochs_done < options.epochs:
+        run.epoch()
+    run.growth.history = [replace(step, seconds=0.0, contribution_seconds=0.0) for step in run.growth.history]
+    return run, run.result()
+
+
+def test_the_host_alone_beside_it_changes_no_bit_of_the_growth():
+    (run, alone), (other, beside) = grow(), grow(control=True)
+    assert alone.steps == beside.steps
+    assert alone.added_params > 0
+    weights, others = run.growth.grown_model().state_dict(), other.growth.grown_model().state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert alone.control is None
+    assert "estimated" in alone.verdict.words
+
+
+def test_the_host_alone_is_what_a_run_that_grows_nothing_comes_to():
+    (run, beside), (_, waiting) = grow(control=True), grow(policy="wait")
+    assert beside.control is not None
+    assert beside.control.scores == [step.score for step in waiting.steps]
+    assert beside.control.difference == beside.score - waiting.score
+    assert beside.verdict.host_J == pytest.approx(waiting.J)
+    with torch.no_grad():
+        output = run.control.model.eval()(run.splits.test_x)
+    assert beside.control.test_score == float(run.task.score(output, run.splits.test_y))
+
+
+def test_a_host_that_draws_has_a_random_state_of_its_own():
+    torch.manual_seed(0)
+    task = get_task("wine")
+    model = nn.Sequential(nn.Dropout(0.5), task.build_host())
+    control = HostAlone(model, 0.01, GrowCommand())
+    splits, before = task.splits(), torch.get_rng_state()
+    weights = []
+    for _ in range(2):
+        control.epoch(task, splits, torch.arange(64))
+        assert torch.equal(torch.get_rng_state(), before)
+        weights.append(control._random.clone())
+    assert not torch.equal(*weights), "its own goes on"
+
+
+def test_what_it_cost_is_counted_as_it_was():
+    _, result = grow(policy="fixed")
+    compute, trained = result.compute, 106 // 32 * 32
+    assert {seed.blueprint for seed in result.seeds} == {"squeeze_excite"}
+    assert {seed.fate for seed in result.seeds} == {"kept at 6", "pruned at 6"}
+    flops = max(seed.flops for seed in result.seeds)
+    lived = [6 - seed.germinated for seed in result.seeds]
+    stayed = [6 - seed.germinated for seed in result.seeds if seed.params]
+    assert compute.host == 3 * trained * 6 * result.host_flops
+    assert compute.kept == 3 * trained * flops * sum(stayed)
+    assert compute.gone == 3 * trained * flops * (sum(lived) - sum(stayed))
+    extra = [
+        (step.evaluations - 1, sum(kind is not None for _, kind, _ in step.slots.values())) for step in result.steps
+    ]
+    assert compute.measuring == 36 * sum(count * (result.host_flops + seeds * flops) for count, seeds in extra)
+    assert compute.auditions == 0
+    assert grow(policy="audition")[1].compute.auditions > 0
 
 
 @pytest.mark.parametrize(

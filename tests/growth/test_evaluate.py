@@ -18,7 +18,6 @@ from sklearn.metrics import average_precision_score, r2_score
 from torch import Tensor, nn
 
 import esper
-from esper import figure
 from esper.growth.evaluate import checked
 from esper.network.history import History
 from esper.network.modes import modes_kept
@@ -306,7 +305,7 @@ def test_the_figure_of_a_run_below_0_shows_the_run():
     for score in (-3.0, -0.5):
         loop.train()
         loop.growth.step(lambda: (1.25, score))  # noqa: B023 - called at once
-    low, high = figure._draw(figure.GrowthRecord.from_json(loop.growth.record())).axes[0].get_ylim()
+    low, high = loop.growth.plot().axes[0].get_ylim()
     assert low <= -3 < -0.5 <= high
 
 

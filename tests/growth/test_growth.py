@@ -13,7 +13,7 @@ from torch import nn
 
 import esper
 from esper.actions import Decision
-from esper.figure import GrowthRecord, growth_figure
+from esper.figure import growth_figure
 from esper.growth.observe import observe
 from esper.lifecycle import IllegalMoveError, Op
 from esper.network.governor import Governor
@@ -184,7 +184,7 @@ def test_the_summary_says_what_grew_when_and_what_it_cost():
 def test_the_record_makes_a_figure(tmp_path):
     loop = Loop().script(*GROWN)
     loop.epochs(4)
-    record = GrowthRecord.from_json(loop.growth.record())
+    record = loop.growth.result().figure_record()
     assert record.slots["1"][1].stage == "TRAINING"
     assert list(record.added_params) == [0, 280, 280, 280]
     growth_figure(record, tmp_path / "growth.png")
@@ -202,7 +202,8 @@ def test_the_last_step_decides_nothing_and_leaves_what_was_evaluated():
     assert loop.growth.network.added_params == 0
     text = io.StringIO()
     loop.growth.summary(Console(file=text, width=140))
-    assert text.getvalue().count("taken out at the end") == 2
+    assert text.getvalue().count("pruned at 3") == 2
+    assert steps[-1].judged == dict.fromkeys(("1", "3"), "it was still in isolation when growth ended")
     assert loop.epochs(1)[0].decision == 4
 
 
@@ -217,10 +218,10 @@ def test_a_decision_that_no_training_followed_is_not_in_the_grown_model():
 
 
 def test_finish_takes_back_what_no_training_followed():
-    loop = Loop().script(*GROWN[:2], prune())
+    loop = Loop(rent=0).script(*GROWN[:2], prune())
     loop.epochs(3)
     assert loop.growth.network.added_params == 0  # pruned, but what was evaluated had the seed
-    loop.growth.finish()
+    loop.growth.finish(loop.evaluate)
     assert loop.growth.network.added_params == 280
     with torch.no_grad():
         assert loop.evaluate()[1] == pytest.approx(loop.growth.history[-1].score, abs=1e-6)
@@ -244,7 +245,7 @@ def test_remove_leaves_the_host_as_if_it_had_never_grown():
     "use",
     [
         lambda growth, loop: growth.step(loop.evaluate),
-        lambda growth, loop: growth.finish(),
+        lambda growth, loop: growth.finish(loop.evaluate),
         lambda growth, loop: growth.grown_model(),
         lambda growth, loop: growth.export("never.pt2"),
         lambda growth, loop: growth.parallel(),
@@ -262,7 +263,8 @@ def test_what_has_been_removed_is_used_no_more(use):
     assert not any(module._forward_hooks for module in loop.model.modules())
     assert len(loop.growth.history) == 3
     loop.growth.summary(Console(file=io.StringIO()))
-    assert loop.growth.record()["added_params"] == [0, 280, 280]
+    assert [step.added_params for step in loop.growth.result().steps] == [0, 280, 280]
+    assert loop.growth.result().added_params == 280
 
 
 def test_a_second_remove_does_not_touch_the_next_growth():
@@ -309,7 +311,7 @@ def test_an_exploding_seed_is_pruned_and_said_so():
     assert loop.growth.network.added_params == 0
     text = io.StringIO()
     loop.growth.summary(Console(file=text, width=120))
-    assert "Rolled back by the governor at step 4" in text.getvalue()
+    assert "Rolled back by the governor: at step 4" in text.getvalue()
 
 
 def test_a_spike_of_the_learning_rate_is_rolled_back():

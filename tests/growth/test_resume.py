@@ -129,7 +129,7 @@ def test_a_growth_resumed_with_its_own_horizon_or_finished_by_hand_stays_finishe
     assert resume(Loop(horizon=4), stop(short)).growth.finished
     by_hand = Loop(horizon=9).script(germinate("mlp"))
     by_hand.epochs(2)
-    by_hand.growth.finish()
+    by_hand.growth.finish(by_hand.evaluate)
     assert resume(Loop(horizon=20), stop(by_hand)).growth.finished
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,10 +19,14 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from esper.figure import GrowthRecord, growth_figure
+from esper.figure import growth_figure, told
 from esper.files import from_plain, read_json, write_json_atomic, written_whole
-from esper.growth import Growth
+from esper.growth import Growth, GrowthResult
+from esper.growth.evaluate import random_state_kept
 from esper.growth.export import export_model
+from esper.growth.summary import summary
+from esper.growth.tally import count_compute
+from esper.growth.verdict import Control, paired_error
 from esper.programs import MANIFEST, check_packages
 from esper.tasks import SCHEDULES, DataOptions, Splits, Task, auto_host, get_task, load_data
 from esper.tasks.reading import Rescale, Rows, Served, manifest
@@ -31,6 +36,9 @@ CONTRIBUTION_SAMPLES = 512
 
 OPTIONS = "command.json"
 """The file of a run's options, from which it is resumed."""
+
+RESULT = "growth.json"
+"""The file of what came of it."""
 
 CHECKPOINT = "checkpoint.pt"
 """The file of a run's state after its last epoch; gone once the run is done."""
@@ -79,6 +87,9 @@ class GrowCommand:
     """Directory of a run to go on with; all other options are then read from it."""
     export: Literal["pt2", "onnx"] = "pt2"
     """Format of the exported model."""
+    control: bool = False
+    """Train the host alone beside it, on the same batches, to tell whether growing was worth it; takes its compute once
+    more, and changes nothing about the growth."""
     quiet: bool = False
     """No progress bar."""
 
@@ -142,40 +153,42 @@ class GrowCommand:
             while run.epochs_done < self.epochs:
                 step = run.epoch()
                 run.save(directory)
+                score = told(step.score, run.measure)
                 if not step.decided.startswith(("WAIT", "no decision")):
-                    score = run.words(step.score)
-                    progress.console.print(f"epoch {step.decision}: validation {score}, {step.decided}")
-                progress.update(bar, advance=1, description=f"growing: validation {run.words(step.score)}")
+                    because = f": {step.reason}" if step.reason else ""
+                    progress.console.print(f"epoch {step.decision}: validation {score}, {step.decided}{because}")
+                progress.update(bar, advance=1, description=f"growing: validation {score}")
 
     def _write(self, run: GrowRun, directory: Path, console: Console) -> None:
-        growth, splits = run.growth, run.splits
-        growth.summary(console)
-        if growth.network.added_params == 0:
-            console.print("Nothing that was tried has been kept: the model is the host alone.")
-        grown = growth.grown_model().eval()
+        splits = run.splits
+        grown = run.growth.grown_model().eval()
         with torch.no_grad():
             output = grown(splits.test_x)
-        test, score = float(run.task.score(output, splits.test_y)), growth.history[-1].score
-        console.print(
-            f"{run.test_words(output, test)} (validation {run.words(score)})", highlight=False, soft_wrap=True
-        )
+        test = float(run.task.score(output, splits.test_y))
+        result = run.result()
+        console.print(summary(result))
+        if result.control is None and result.added_params:
+            console.print("With --control the host alone is trained beside it, which tells what growing has brought.")
+        on_test = run.on_test(output, test)
+        if result.control is not None:
+            on_test["Host alone on test data"] = result.told(result.control.test_score)
+        for label, words in on_test.items():
+            console.print(f"{label}: {words}", highlight=False, soft_wrap=True)
         rows = splits.rows or Rows(read=nn.Identity(), example=splits.train_x[:2].cpu())
         served = Served(rows, grown.cpu()).eval()
         with torch.no_grad():
             described = {"task": run.task.name, **manifest(rows, served(rows.example)), "test_score": test}
-        record = {**growth.record(), "task": run.task.name, "policy": self.policy}
-        results = {"test_score": test, "validation_score": score, "added_params": growth.network.added_params}
         inferred = facts(run.task, self.width, self.depth)
-        written = {"growth.json": {**results, "data": inferred, "rows": rows.drawn, "record": record}}
-        written[MANIFEST] = described
-        for name, content in written.items():
+        found = {"test_score": test, "test": on_test, "data": inferred, "rows": rows.drawn, "growth": result.to_json()}
+        for name, content in {RESULT: found, MANIFEST: described}.items():
             write_json_atomic(directory / name, content)
-        growth_figure(GrowthRecord.from_json(record), directory / "growth.png")
+        growth_figure(result.figure_record(), directory / "growth.png")
         export_model(served, rows.example, directory / f"grown.{self.export}", described)
         (directory / CHECKPOINT).unlink()
         console.print("Written:")
-        for name in ("growth.json", "growth.png", MANIFEST, f"grown.{self.export}"):
+        for name in (RESULT, "growth.png", MANIFEST, f"grown.{self.export}"):
             console.print(f"  {directory / name}", soft_wrap=True)
+        console.print(f"`esper report {directory}` makes a page of it.", soft_wrap=True)
 
 
 # ---------------------------------------------------------------------- a run
@@ -196,9 +209,9 @@ class GrowRun:
         self.splits: Splits = task.splits().to(options.device)
         self.epochs_done = 0
         self.model = task.build_host(options.width, options.depth).to(options.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate or task.learning_rate)
-        schedule = SCHEDULES[options.schedule]
-        self.scheduler = LambdaLR(self.optimizer, lambda done: schedule(done, options.epochs))
+        rate = options.learning_rate or task.learning_rate
+        self.control = HostAlone(self.model, rate, options) if options.control else None
+        self.optimizer, self.scheduler = _trainer(self.model, rate, options)
         self.growth = Growth(
             self.model,
             self.optimizer,
@@ -224,12 +237,40 @@ class GrowRun:
 
     def epoch(self) -> Any:
         """Train for one epoch and let the network decide; the step."""
-        progress = self.epochs_done / self.options.epochs
-        train_loss = train_one_epoch(self.task, self.model, self.optimizer, self.splits, progress)
+        order = draw_order(self.task, self.splits, self.epochs_done / self.options.epochs)
+        train_loss = train_one_epoch(self.task, self.model, self.optimizer, self.splits, order)
         self.scheduler.step()
         step = self.growth.step(self.evaluate, train_loss)
+        if self.control is not None:
+            self.control.epoch(self.task, self.splits, order)
         self.epochs_done += 1
         return step
+
+    @property
+    def measure(self) -> str:
+        """What the score is."""
+        return "R²" if self.splits.train_y.is_floating_point() else "accuracy"
+
+    def result(self) -> GrowthResult:
+        """All that is to be told of it, once it is done; touches test data for the host alone, if it was trained."""
+        result = replace(self.growth.result(), task=self.task.name, policy=self.options.policy, measure=self.measure)
+        batch, samples = self.task.batch_size, min(CONTRIBUTION_SAMPLES, len(self.splits.val_x))
+        train = len(self.task.stretch(0)) // batch * batch
+        compute = count_compute(result, self.growth.network, train=train, measured=samples)
+        return replace(result, compute=compute, control=self._compared())
+
+    @torch.no_grad()
+    def _compared(self) -> Control | None:
+        if self.control is None:
+            return None
+        score, splits, alone = self.task.score, self.splits, self.control.model.eval()
+        grown, other = self.growth.grown_model().eval()(splits.val_x), alone(splits.val_x)
+        return Control(
+            scores=self.control.scores,
+            difference=self.growth.history[-1].score - self.control.scores[-1],
+            error=paired_error(score, grown, other, splits.val_y),
+            test_score=float(score(alone(splits.test_x), splits.test_y)),
+        )
 
     # ------------------------------------------------------------------ state
 
@@ -245,6 +286,7 @@ class GrowRun:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "random": torch.get_rng_state(),
+            "control": None if self.control is None else self.control.state_dict(),
         }
         with written_whole(directory / CHECKPOINT) as unfinished:
             torch.save(state, unfinished)
@@ -267,48 +309,95 @@ class GrowRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["random"].cpu())
+        if self.control is not None:
+            self.control.load_state_dict(state["control"])
         self.epochs_done = state["epochs_done"]
 
     # ------------------------------------------------------------------ words
 
-    def words(self, score: float) -> str:
-        """A score as it is called: a share of right answers, or R²."""
-        return f"R² {score:.3f}" if self.splits.train_y.is_floating_point() else f"{score:.1%}"
-
-    def test_words(self, output: Tensor, score: float) -> str:
-        """The score on test data, and how far it can be trusted."""
+    def on_test(self, output: Tensor, score: float) -> dict[str, str]:
+        """The score on test data, and how far it can be trusted: what it is → how it is told."""
         y = self.splits.test_y
         if y.is_floating_point():
             error = float((output.squeeze(-1) - y).square().mean().sqrt())
             answer = self.splits.rows.answer if self.splits.rows else None
             unit = float(answer.std) if isinstance(answer, Rescale) else 1.0
-            return f"Test: R² {score:.3f}, root mean square error {error * unit:.4g} ({len(y):,} samples)"
+            words = f"{told(score, self.measure)}, root mean square error {error * unit:.4g} ({len(y):,} samples)"
+            return {"Test": words}
         low, high = binomtest(round(score * y.numel()), y.numel()).proportion_ci(method="wilson")
-        return f"Test accuracy: {score:.1%} ({y.numel():,} answers, 95 % interval {low:.1%} to {high:.1%})"
+        return {"Test accuracy": f"{told(score)} ({y.numel():,} answers, 95 % interval {low:.1%} to {high:.1%})"}
+
+
+class HostAlone:
+    """The host without growth, trained beside the growing one on the same batches.
+
+    It draws from a random state of its own, so that the growing one draws what it would have drawn without it.
+
+    Args:
+        model: The host, before anything has grown; it is copied.
+        rate: Learning rate at its highest.
+        options: How it is trained.
+    """
+
+    def __init__(self, model: nn.Module, rate: float, options: GrowCommand) -> None:
+        self.model = copy.deepcopy(model)
+        self.optimizer, self.scheduler = _trainer(self.model, rate, options)
+        self.scores: list[float] = []
+        """On validation data, after each epoch."""
+        self._random = torch.get_rng_state()
+
+    def epoch(self, task: Task, splits: Splits, order: Tensor) -> None:
+        """Train for one epoch, in this order, and evaluate."""
+        with random_state_kept(self.model):
+            torch.set_rng_state(self._random)
+            train_one_epoch(task, self.model, self.optimizer, splits, order)
+            self._random = torch.get_rng_state()
+        self.scheduler.step()
+        with torch.no_grad():
+            self.scores.append(float(task.score(self.model.eval()(splits.val_x), splits.val_y)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scores": list(self.scores),
+            "random": self._random,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what :meth:`state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scores, self._random = list(state["scores"]), state["random"].cpu()
+
+
+def _trainer(model: nn.Module, rate: float, options: GrowCommand) -> tuple[torch.optim.Adam, LambdaLR]:
+    optimizer, schedule = torch.optim.Adam(model.parameters(), lr=rate), SCHEDULES[options.schedule]
+    return optimizer, LambdaLR(optimizer, lambda done: schedule(done, options.epochs))
 
 
 def train_one_epoch(
-    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, splits: Splits, progress: float
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, splits: Splits, order: Tensor
 ) -> float:
-    """One pass over the training data that are seen at ``progress`` in [0, 1) of the run; the mean training loss."""
+    """One pass over training data in this order, in whole batches; the mean training loss."""
     model.train()
     losses = []
-    for x, y in batches(task, splits, progress):
+    for chosen in order[: len(order) // task.batch_size * task.batch_size].split(task.batch_size):
         optimizer.zero_grad()
-        loss = task.loss(model(x), y)
+        loss = task.loss(model(splits.train_x[chosen]), splits.train_y[chosen])
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     return sum(losses) / len(losses)
 
 
-def batches(task: Task, splits: Splits, progress: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training data that are seen at ``progress`` in [0, 1) of a run, in a new order, in whole batches."""
-    stretch, size = task.stretch(progress), task.batch_size
-    order = (stretch.start + torch.randperm(len(stretch))).to(splits.train_x.device)
-    for first in range(0, len(order) - size + 1, size):
-        chosen = order[first : first + size]
-        yield splits.train_x[chosen], splits.train_y[chosen]
+def draw_order(task: Task, splits: Splits, progress: float) -> Tensor:
+    """The training samples that are seen at ``progress`` in [0, 1) of a run, in a new order."""
+    stretch = task.stretch(progress)
+    return (stretch.start + torch.randperm(len(stretch))).to(splits.train_x.device)
 
 
 # ---------------------------------------------------------------------- options and words

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,15 +18,22 @@ from torch.optim import Optimizer
 
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.auditions import Auditions
+from esper.figure import Drawing, draw_growth
 from esper.growth import ranks
 from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
 from esper.growth.averages import Follower
 from esper.growth.evaluate import Evaluate, collect, random_state_kept, training_loss
+from esper.growth.explain import explain
 from esper.growth.export import export_model
+from esper.growth.judgement import Judgement, carry_out, judge
 from esper.growth.observe import observe, to_arrays, to_tensors
+from esper.growth.page import growth_section
 from esper.growth.probe import Probe, compile_afresh, uncompiled
+from esper.growth.result import GrowthResult
 from esper.growth.saving import save_grown
-from esper.growth.step import Step, record, slots_table, summary
+from esper.growth.step import Step
+from esper.growth.summary import slots_table, summary
+from esper.growth.tally import seed_lives, what_was_seen
 from esper.growth.undo import all_or_nothing, keep_state
 from esper.lifecycle import Stage
 from esper.network.attribution import contributions
@@ -38,11 +45,19 @@ from esper.network.optimizer import ParamGroup, guard_loading, learning_rate
 from esper.network.propose import propose_slots
 from esper.network.seed import Seed
 from esper.network.slot import Slot
-from esper.tamiyo.policy.protocol import Actions, Observation, Policy
+from esper.tamiyo.policy.protocol import Actions, Observation, Policy, Reason
 from esper.tamiyo.policy.registry import Rule, make_policy
 
 FORMAT = 1
 """Version of what ``Growth.state_dict`` returns."""
+
+
+class _Measured(NamedTuple):
+    """What seeds contribute, and what it took to find out."""
+
+    contributions: dict[str, float]
+    evaluations: int
+    seconds: float
 
 
 class Growth:
@@ -80,8 +95,8 @@ class Growth:
             beside biases and norms, matrices beside matrices.
         rent: Price of a doubling of parameters, in points of score: what a seed must bring to be worth it. 0.02 is two
             points: two samples in a hundred for an accuracy, two percent of the variance for an R².
-        horizon: Number of steps, if known: policies plan with it, and the last step decides nothing any more and calls
-            :meth:`finish`.
+        horizon: Number of steps, if known: policies plan with it. The last step asks no policy: growth comes to its end
+            there, as by :meth:`finish`.
         blueprints: Names of the blueprints that may be germinated.
         contributions: Whether the contribution of each undecided seed is measured, by one more evaluation a seed and
             step. A function like ``evaluate``, over fewer samples, makes it cheaper. ``False`` leaves it unknown, and
@@ -200,7 +215,7 @@ class Growth:
         """End an interval of training, and decide for the next one.
 
         In order: evaluate; let the governor look, and roll back if the run has diverged; measure contributions; let the
-        policy decide; change the network.
+        policy decide, or, in the last step, judge every seed that is undecided; change the network.
 
         Args:
             evaluate: Returns (loss, score) on validation data, the same data at every call; the score is at most 1,
@@ -242,8 +257,12 @@ class Growth:
                 if rolled_back:
                     loss, score = self._measure(evaluate, finite=True)
                 ranks.average_statistics(self.network)
-                found, evaluations, seconds = self._attribute(evaluate, (loss, score))
-            run.decision += 1
+                run.decision += 1
+                judged: list[Judgement] = []
+                if not (self.finished or self._has_decisions_left()):
+                    judged, (loss, score), measured = self._judge(evaluate, (loss, score))
+                else:
+                    measured = self._attribute(evaluate, (loss, score))
             run.rolled_back = rolled_back
             run.learning_rate = learning_rate(self.optimizer.param_groups[0])
             if train_loss is not None:
@@ -255,7 +274,7 @@ class Growth:
             self._governor.take_snapshot()
         state = {s.name: (s.stage.name, s.blueprint, s.alpha) for s in self.network.slots}
         added = self.network.added_params
-        decided, changes = self._apply(*choice) if choice else self._rest()
+        decided, changes = self._apply(*choice[:2]) if choice else self._rest(judged)
         now = time.perf_counter()
         step = Step(
             decision=run.decision,
@@ -264,14 +283,16 @@ class Growth:
             train_loss=train_loss,
             added_params=added,
             slots=state,
-            contributions=found,
+            contributions=measured.contributions,
             rolled_back=rolled_back,
             decided=decided,
             events=events + changes,
             auditions=auditions,
-            evaluations=1 + rolled_back + evaluations,
-            contribution_seconds=seconds,
+            evaluations=1 + rolled_back + measured.evaluations,
+            contribution_seconds=measured.seconds,
             seconds=now - self._clock,
+            why=choice[2] if choice else Reason(),
+            judged={event.slot: "the run had diverged" for event in events} | self._words_of(judged),
         )
         self._clock = now
         self.history.append(step)
@@ -300,14 +321,42 @@ class Growth:
         with self._restructuring():
             self._governor.restore(state)
 
-    def _attribute(self, evaluate: Evaluate, as_is: tuple[float, float]) -> tuple[dict[str, float], int, float]:
-        """Contributions by slot, the evaluations that they took, and the seconds."""
+    def _attribute(self, evaluate: Evaluate, as_is: tuple[float, float]) -> _Measured:
+        """Contributions by slot."""
         if self._contributions is False or self.finished:
-            return {}, 0, 0.0
-        asked = evaluate if self._contributions is True else self._contributions
-        assert callable(asked)
+            return _Measured({}, 0, 0.0)
+        with self._asking(evaluate) as (asked, baseline, taken):
+            found = contributions(self.network, asked, as_is if baseline else None)
+        return _Measured({self.network.slot_names[i]: value for i, value in found.items()}, *taken())
+
+    def _judge(
+        self, evaluate: Evaluate, as_is: tuple[float, float]
+    ) -> tuple[list[Judgement], tuple[float, float], _Measured]:
+        """Judgements on all seeds, the evaluation of the network as they leave it, and the contributions."""
+        rent, network = self._run.rent, self.network
+        with self._asking(evaluate) as (asked, baseline, taken):
+            if self._contributions is False:
+                judged = judge(network, rent, None)
+            else:
+                judged = judge(network, rent, asked, as_is if baseline else None)
+            going = [one.slot for one in judged if not one.stays and network.slots[one.slot].alpha > 0]
+            with ExitStack() as gone:
+                for slot in going:
+                    gone.enter_context(network.switched_off(slot))
+                result = self._measure(evaluate, finite=True) if going else as_is
+        evaluations, seconds = taken()
+        names = network.slot_names
+        found = {names[one.slot]: one.contribution for one in judged if one.contribution is not None}
+        return judged, result, _Measured(found, evaluations + bool(going), seconds)
+
+    @contextmanager
+    def _asking(
+        self, evaluate: Evaluate
+    ) -> Iterator[tuple[Callable[[], tuple[float, float]], bool, Callable[[], tuple[int, float]]]]:
+        """What measures contributions, whether that is ``evaluate`` itself, and a count of evaluations and seconds."""
+        asked = evaluate if isinstance(self._contributions, bool) else self._contributions
         name = "evaluate" if asked is evaluate else "contributions"
-        count = 0
+        count, began = 0, time.perf_counter()
 
         def answer() -> tuple[float, float]:
             nonlocal count
@@ -317,14 +366,14 @@ class Growth:
                     alike.enter_context(follower.as_live())
                 return self._measure(asked, finite=False, name=name)
 
-        began = time.perf_counter()
         with uncompiled(), random_state_kept(self.network.model):
-            found = contributions(self.network, answer, as_is if asked is evaluate else None)
-        names = self.network.slot_names
-        return {names[i]: value for i, value in found.items()}, count, time.perf_counter() - began
+            yield answer, asked is evaluate, lambda: (count, time.perf_counter() - began)
 
-    def _choose(self, undo: ExitStack) -> tuple[Observation, Decision] | None:
-        """What the policy sees and its decision, a legal one; ``None`` if there is nothing to decide any more."""
+    def _words_of(self, judged: Sequence[Judgement]) -> dict[str, str]:
+        return {self.network.slot_names[one.slot]: one.why for one in judged if not one.decided}
+
+    def _choose(self, undo: ExitStack) -> tuple[Observation, Decision, Reason] | None:
+        """What the policy sees, its decision, a legal one, and why; ``None`` if there is nothing to decide any more."""
         run = self._run
         if self.finished or not self._has_decisions_left():
             return None
@@ -335,7 +384,8 @@ class Growth:
         decision = Decision.from_mapping({n: int(c[0]) for n, c in self._ask(observation).items()})
         decision = Decision.from_mapping(ranks.from_rank_0(decision.to_mapping()))
         self.network.check(decision)
-        return observation, decision
+        (why,) = getattr(self.policy, "reasons", None) or (Reason(),)
+        return observation, decision, why
 
     def _has_decisions_left(self) -> bool:
         return self._run.horizon is None or self._run.decision < self._run.horizon
@@ -362,11 +412,11 @@ class Growth:
         self._before_decision = before if moved else None
         return decision.describe(self.network.slot_names), events
 
-    def _rest(self) -> tuple[str, list[Event]]:
-        """Growth has finished; what was decided, in words, and what happened."""
+    def _rest(self, judged: Sequence[Judgement]) -> tuple[str, list[Event]]:
+        """Growth has finished, now or before; what was decided, in words, and what happened."""
         self._evaluated, self._before_decision = [], None
-        self.finish()
-        return "no decision: growth has finished", []
+        events = [] if self.finished else self._conclude(judged)
+        return "no decision: growth has finished", events
 
     @contextmanager
     def _restructuring(self) -> Iterator[None]:
@@ -388,32 +438,67 @@ class Growth:
 
     # ------------------------------------------------------------------------------------------- the end
 
-    def finish(self) -> None:
-        """No more decisions; seeds that are not blended in at all are taken out.
+    def finish(self, evaluate: Evaluate) -> None:
+        """End the growth: no more decisions, and every seed that is undecided is judged.
 
-        A decision that no training has followed is taken back, so the network is what was evaluated last. Training may
-        go on; :meth:`step` then only evaluates and watches. Called by the last step when ``horizon`` is known.
+        What the policy has decided stands. Of what it has not, a seed that is blended in is kept, at the alpha that it
+        has, if it contributes more than its rent, and else taken out, the least one first; one that is still in
+        isolation is taken out (:mod:`esper.growth.judgement`). Without contributions what is blended in is kept.
+
+        A decision that no training has followed is taken back before. The latest entry of :attr:`history` then says
+        what was measured now. Training may go on; :meth:`step` then only evaluates and watches. Where ``horizon`` is
+        known the last step does all this by itself, and a further call does nothing.
+
+        Args:
+            evaluate: As in :meth:`step`, and with its errors.
         """
         self._check_in_use()
         if self.finished:
             return
+        self._take_back()
+        with torch.no_grad(), modes_kept(self.network.model):
+            judged, (loss, score), measured = self._judge(evaluate, self._measure(evaluate, finite=True))
+        events = self._conclude(judged)
+        if self.history:
+            last = self.history[-1]
+            self.history[-1] = replace(
+                last,
+                loss=loss,
+                score=score,
+                contributions=last.contributions | measured.contributions,
+                events=last.events + events,
+                evaluations=last.evaluations + 1 + measured.evaluations,
+                contribution_seconds=last.contribution_seconds + measured.seconds,
+                judged=self._words_of(judged),
+            )
+
+    def _take_back(self) -> None:
+        """Undo the latest decision if no training has followed it."""
+        if self._before_decision is None or self._probe.steps > 0:
+            return
         with self._restructuring():
-            if self._before_decision is not None and self._probe.steps == 0:
-                self.network.load_state_dict(self._before_decision)
-                last = self.history[-1]
-                self.history[-1] = replace(last, decided=f"{last.decided} (taken back)", events=[])
-            for index, slot in enumerate(self.network.slots):
+            self.network.load_state_dict(self._before_decision)
+        last = self.history[-1]
+        self.history[-1] = replace(last, decided=f"{last.decided} (taken back)", events=[])
+        self._before_decision, self._evaluated = None, []
+
+    def _conclude(self, judged: Sequence[Judgement]) -> list[Event]:
+        """Do what has been judged, and finish; what happened, under the number of the latest step."""
+        with self._restructuring():
+            for index in range(self.network.num_slots):
                 self.network.end_audition(index)
-                if slot.stage is Stage.TRAINING:
-                    self.network.evict(index)
+            events = carry_out(self.network, judged)
         self._before_decision, self._evaluated = None, []
         self.finished = True
+        if self._governor is not None:
+            self._governor.take_snapshot()
+        return events
 
     def remove(self) -> None:
         """Take everything off the host and the optimizer: both are as if they had never grown.
 
-        Call :meth:`grown_model` first to keep what has grown. Afterwards only :attr:`history`, :meth:`summary` and
-        :meth:`record` can be used; a second call does nothing.
+        Call :meth:`grown_model` first to keep what has grown. Afterwards only :attr:`history`, :meth:`result` and what
+        is made of it (:meth:`summary`, :meth:`explain`, :meth:`plot`) can be used; a second call does nothing.
         """
         if not self._removed:
             self._removed = True
@@ -426,8 +511,8 @@ class Growth:
     def _check_in_use(self) -> None:
         if self._removed:
             raise RuntimeError(
-                "this Growth has been taken off its model by remove() and can only show its history, summary() and "
-                "record(); build a new esper.Growth(model, optimizer, ...) to let the model grow again"
+                "this Growth has been taken off its model by remove() and can only show its history and result(), "
+                "summary(), explain() and plot(); build a new esper.Growth(model, optimizer, ...) to let it grow again"
             )
 
     # ------------------------------------------------------------------------------------------- what has grown
@@ -499,16 +584,67 @@ class Growth:
         pending = self._before_decision if self._probe.steps == 0 else None
         return self.network.state_dict() if pending is None else pending
 
-    def summary(self, console: Console | None = None) -> None:
-        """Print what grew, when, what it contributed and what it cost."""
-        (console or Console()).print(summary(self.history, self.network))
+    def result(self) -> GrowthResult:
+        """Everything there is to say about this growth so far, as one record of plain data.
 
-    def record(self) -> dict[str, Any]:
-        """The growth as plain JSON data, for a figure.
-
-        ``growth_figure(GrowthRecord.from_json(growth.record()), "growth.png")``, both in ``esper.figure``.
+        :meth:`summary`, :meth:`plot` and :meth:`explain` are made of it.
         """
-        return record(self.history, self.network, type(self.policy).__name__)
+        network = self.network
+        inside = {slot.name: sum(p.numel() for p in seed.parameters()) for slot, seed in self._acting().items()}
+        seeds = seed_lives(self.history, network, inside)
+        return GrowthResult(
+            task=type(network.model).__name__,
+            policy=type(self.policy).__name__,
+            rent=self._run.rent,
+            budget=network.budget,
+            flops_budget=network.flops_budget,
+            host_params=network.host_params,
+            added_params=sum(inside.values()),
+            host_flops=network.host_flops,
+            added_flops=sum(seed.flops for seed in seeds),
+            slots={slot.name: slot.output for slot in network.slots},
+            seeds=seeds,
+            steps=list(self.history),
+            saw=what_was_seen(self._observations, network.slot_names),
+            finished=self.finished,
+            horizon=self._run.horizon,
+        )
+
+    def _acting(self) -> dict[Slot, Seed]:
+        """The seeds that :meth:`grown_model` builds in."""
+        seeds = {slot: (slot.seed, slot.alpha) for slot in self.network.slots}
+        if self._probe.steps == 0:
+            seeds |= {slot: (seed, alpha) for slot, seed, alpha in self._evaluated}
+        return {slot: seed for slot, (seed, alpha) in seeds.items() if seed is not None and alpha > 0}
+
+    def summary(self, console: Console | None = None) -> None:
+        """Print what grew, when, what it contributed, what it cost, and whether it was worth it."""
+        (console or Console()).print(summary(self.result()))
+
+    def explain(self, step: int) -> str:
+        """Why growth did at one step what it did: the policy's reason, what was measured, and what the policy saw.
+
+        Args:
+            step: Its number, ``Step.decision``; the first is 1.
+
+        Raises:
+            ValueError: If there is no such step.
+        """
+        return explain(self.result(), step)
+
+    def plot(self) -> Drawing:
+        """A picture of the growth: score, what lived in each slot and when, parameters; a matplotlib figure.
+
+        A notebook shows it; ``growth.plot().savefig("growth.png")`` writes it.
+
+        Raises:
+            ValueError: Before the second step, when there is nothing to draw.
+        """
+        return draw_growth(self.result().figure_record())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: verdict, picture, seeds and decisions."""
+        return growth_section(self.result())
 
     def parallel(self, **options: Any) -> nn.Module:
         """The network to train in ``torch.distributed``: ``DistributedDataParallel`` around the host and its seeds.

@@ -501,6 +501,19 @@ class GrowingNetwork:
         self._isolate()
         return event
 
+    def keep(self, slot: int) -> Event:
+        """Keep an undecided seed for good at once, at the alpha that it has; a ramp ends there. For the end of growth.
+
+        Raises:
+            IllegalMoveError: If the slot holds no seed that is blended in and undecided.
+        """
+        chosen = self.slots[slot]
+        if chosen.stage is not Stage.BLENDING or chosen.life.pruning:
+            check_legal(Op.FOSSILIZE, chosen.stage, slot=chosen.name, pruning=chosen.life.pruning)
+        chosen.life.ramp, chosen.life.alpha_target = None, chosen.alpha
+        chosen.fossilize()
+        return self._event(chosen, "fossilized")
+
     def _event(self, slot: Slot, kind: str) -> Event:
         return Event(self.decision, slot.name, kind, slot.stage, slot.blueprint, slot.alpha)
 

@@ -103,3 +103,44 @@ def test_drawn_decisions_follow_the_probabilities():
     policy.reset(RUNS, seed=1)
     ops = np.concatenate([policy.act(o)["op"] for _ in range(100) for o in observations()])
     assert np.mean(ops == 1) == pytest.approx(0.4, abs=0.05)
+
+
+# ---------------------------------------------------------------------- why
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_she_says_how_probable_each_choice_was_and_what_each_op_was_worth(deterministic):
+    torch.manual_seed(0)
+    bundle = LSTMPolicyBundle(FactoredRecurrentActorCritic(hidden_dim=16, head_dim=8))
+    policy = LearnedPolicy(bundle, deterministic=deterministic)
+    policy.reset(RUNS, seed=1)
+    assert policy.reasons == []
+    taken = []
+    hidden = bundle.initial_hidden(RUNS)
+    for observation in observations():
+        actions = policy.act({**observation, "slot_names": ("a", "b", "c")})
+        _, before, out, _ = policy._latest
+        assert all(torch.equal(one, other) for one, other in zip(before, hidden, strict=True))
+        hidden = out.hidden
+        for row, reason in enumerate(policy.reasons):
+            op = int(actions["op"][row])
+            used = {head.name for head in HEADS if HEADS.is_used(head.name, {"op": op})}
+            assert set(reason.probabilities) == used
+            for head in used:
+                assert sum(reason.probabilities[head].values()) == pytest.approx(1, abs=1e-5)
+                names = HEADS.named(head).choices or ("a", "b", "c")
+                said = reason.probabilities[head][names[actions[head][row]]]
+                assert said == pytest.approx(float(out.log_probs[head][row].exp()), abs=1e-5)
+            assert list(reason.op_values.values()) == pytest.approx(out.op_values[row].tolist())
+            taken.append(op)
+    assert len(set(taken)) > 1 or deterministic
+
+
+def test_of_ops_that_are_not_allowed_she_says_nothing():
+    policy = LearnedPolicy(LSTMPolicyBundle(FactoredRecurrentActorCritic(hidden_dim=16, head_dim=8)))
+    policy.reset(RUNS, seed=1)
+    observation = next(observations())
+    observation["action_mask"]["op"][:, 1:] = False
+    policy.act(observation)
+    assert [set(reason.op_values) for reason in policy.reasons] == [{"WAIT"}] * RUNS
+    assert [reason.probabilities for reason in policy.reasons] == [{"op": {"WAIT": 1.0}}] * RUNS

@@ -9,7 +9,19 @@ Example::
 
 from esper.evaluation.study.arms import Arm, Bench, study_arms
 from esper.evaluation.study.report import write_report
-from esper.evaluation.study.study import Study, StudyConfig, Unit
+from esper.evaluation.study.study import Study, StudyConfig, Unit, open_study
 from esper.evaluation.study.verdicts import Check, Claim, claims
 
-__all__ = ["Arm", "Bench", "Check", "Claim", "Study", "StudyConfig", "Unit", "claims", "study_arms", "write_report"]
+__all__ = [
+    "Arm",
+    "Bench",
+    "Check",
+    "Claim",
+    "Study",
+    "StudyConfig",
+    "Unit",
+    "claims",
+    "open_study",
+    "study_arms",
+    "write_report",
+]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -93,16 +93,19 @@ class Study:
         config: What is compared.
         directory: Where results are; a directory with results of the same configuration and the same policy is gone on
             with.
+        finished: Whether what is there is to be read alone: then nothing is checked and nothing begun.
 
     Raises:
         ValueError: When the directory holds a study of another configuration, or of other weights of the policy.
     """
 
-    def __init__(self, config: StudyConfig, directory: Path) -> None:
+    def __init__(self, config: StudyConfig, directory: Path, *, finished: bool = False) -> None:
         self.config, self.directory = config, directory
         self.arms = study_arms(
             tuple(config.task), config.rents, config.random_architectures, config.budgets, tuple(config.arm)
         )
+        if finished:
+            return
         stored = directory / "config.json"
         mine = _Begun(
             **vars(config),
@@ -209,6 +212,19 @@ class Study:
             for future in finished:
                 done.add(future.result())
                 yield future.result()
+
+
+def open_study(directory: Path) -> Study:
+    """The study in a directory, as it was begun, to be read.
+
+    Raises:
+        OSError: When there is none.
+        ValueError: When its ``config.json`` is damaged.
+    """
+    path = directory / "config.json"
+    begun = from_plain(_Begun, read_json(path), path)
+    config = StudyConfig(**{field.name: getattr(begun, field.name) for field in fields(StudyConfig)})
+    return Study(config, directory, finished=True)
 
 
 def _run_unit(config: StudyConfig, directory: Path, unit: Unit) -> Unit:

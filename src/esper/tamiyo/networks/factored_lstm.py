@@ -388,6 +388,26 @@ class FactoredRecurrentActorCritic(nn.Module):
             could_matter=self._by_head(draw.could_matter_NK().view(*batch, -1)),
         )
 
+    @torch.no_grad()
+    def probabilities(
+        self,
+        state: Float[Tensor, "B D"],
+        blueprint_indices: Int[Tensor, "B S"] | None,
+        masks: Masks,
+        hidden: HiddenState | None,
+        actions: Mapping[str, Shaped[Tensor, "B ..."]],
+        parts: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Probabilities ``[B, n]`` of the choices of each categorical head, given ``actions`` of the heads before it.
+
+        Further arguments and errors as in :meth:`get_action`.
+        """
+        parts = parts or {}
+        hidden = self._checked("state", state, blueprint_indices, masks, hidden, parts, batch=("B",))
+        core, slots, described, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+        draw = self._decide(core, slots, described, masks, stored(actions)).draw
+        return {name: d.probs for name, d in draw.distributions.items() if isinstance(d, MaskedCategorical)}
+
     def state_value(
         self,
         state: Float[Tensor, "B D"],

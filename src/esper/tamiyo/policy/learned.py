@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from esper.actions import HEADS
 from esper.auditions import Auditions
+from esper.lifecycle import Op
 from esper.observation import RUN_SIZE, SLOT_SIZE
+from esper.tamiyo.networks.factored_lstm import ActionOutput
 from esper.tamiyo.networks.prospects import PROSPECTS
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
-from esper.tamiyo.policy.protocol import Actions, Observation
+from esper.tamiyo.policy.protocol import Actions, Observation, Reason
 
 
 class LearnedPolicy:
@@ -44,6 +47,7 @@ class LearnedPolicy:
         self.shuffle_observations = shuffle_observations
         self.foreign_observations = foreign_observations
         self._hidden: Any = None
+        self._latest: tuple[PolicyInput, Any, ActionOutput, tuple[str, ...]] | None = None
 
     @property
     def auditions(self) -> Auditions | None:
@@ -53,6 +57,7 @@ class LearnedPolicy:
     def reset(self, num_runs: int, seed: int) -> None:
         """Begin ``num_runs`` new runs with empty memory; ``seed`` drives the draws."""
         self._hidden = self.bundle.initial_hidden(num_runs)
+        self._latest = None
         self._generator = torch.Generator().manual_seed(seed)
         self._rng = np.random.default_rng(seed)
         self._decision = 0
@@ -71,9 +76,31 @@ class LearnedPolicy:
             parts=self._prospects(observation),
         )
         out = self.bundle.act(inputs, self._hidden, self.deterministic, self._generator)
+        self._latest = (inputs, self._hidden, out, tuple(observation.get("slot_names", ())))
         self._hidden = out.hidden
         self._decision += 1
         return {name: choice.numpy() for name, choice in out.actions.items()}
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why the latest decisions were taken: probabilities of all choices, and Q of the allowed ops; one a run."""
+        if self._latest is None:
+            return []
+        inputs, hidden, out, slot_names = self._latest
+        found = self.bundle.probabilities(inputs, hidden, out.actions)
+        allowed = inputs.masks["op"]
+        assert allowed is not None
+        return [
+            Reason(
+                probabilities={
+                    head.name: _by_choice(found[head.name][row], head.choices or slot_names)
+                    for head in HEADS
+                    if HEADS.is_used(head.name, {"op": taken})
+                },
+                op_values={op.name: float(out.op_values[row, op]) for op in Op if allowed[row, op]},
+            )
+            for row, taken in enumerate(out.sampled_op.tolist())
+        ]
 
     def _prospects(self, observation: Observation) -> dict[str, torch.Tensor]:
         """What describes the blueprints, where the policy reads it."""
@@ -89,3 +116,9 @@ class LearnedPolicy:
             slots = np.resize(features[RUN_SIZE:], num_slots * SLOT_SIZE)
             shown.append(np.concatenate([features[:RUN_SIZE], slots]))
         return np.stack(shown).astype(np.float32)
+
+
+def _by_choice(probabilities: torch.Tensor, names: Sequence[str]) -> dict[str, float]:
+    """The choices that are possible at all, each with its probability; without names by their index."""
+    found = enumerate(probabilities.tolist())
+    return {names[i] if names else str(i): p for i, p in found if p > 0}

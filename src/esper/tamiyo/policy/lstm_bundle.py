@@ -258,6 +258,18 @@ class LSTMPolicyBundle:
             parts=inputs.parts,
         )
 
+    def probabilities(
+        self, inputs: PolicyInput, hidden: HiddenState, actions: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """How probable each choice of each categorical head was when :meth:`act` took ``actions``, ``[B, n]``.
+
+        Of a head after the first it is the probability given the choices of those before it.
+        """
+        state = self._normalized("features", inputs.features)
+        return self.network.probabilities(
+            state, inputs.blueprint_indices, inputs.masks, hidden, actions, parts=inputs.parts
+        )
+
     @torch.inference_mode()
     def step(self, inputs: PolicyInput, hidden: HiddenState, noise: Noise | None) -> Step:
         """Draw the actions of one step, of ``inputs`` that have been checked where they came in.

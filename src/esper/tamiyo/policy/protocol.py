@@ -18,8 +18,9 @@ Example:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,11 +40,24 @@ Actions = dict[str, np.ndarray]
 """Head name → int64 ``[B]``."""
 
 
+@dataclass(frozen=True)
+class Reason:
+    """Why a policy decided as it did, in one run: a rule says it in words, a learned policy in numbers."""
+
+    words: str = ""
+    """Of a rule."""
+    probabilities: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of a learned policy: head → choice → probability, given the heads before it, of the heads that its op uses."""
+    op_values: dict[str, float] = field(default_factory=dict)
+    """Of a learned policy: op → Q(s, op), of the ops that were allowed."""
+
+
 class Policy(Protocol):
     """Anything that decides for B runs at once.
 
     One that decides by auditions says which, in an attribute ``auditions``
-    (:class:`~esper.auditions.Auditions`).
+    (:class:`~esper.auditions.Auditions`). One that can say why it decided as it did, does so after :meth:`act` in an
+    attribute ``reasons``, a :class:`Reason` for each of the B runs.
     """
 
     def reset(self, num_runs: int, seed: int) -> None:
@@ -63,6 +77,8 @@ class RunView:
     """The rule's own notes; empty when the run begins."""
     slot_names: tuple[str, ...] = ()
     """What the slots are called, where it is known; a rule may name them then."""
+    reason: str = ""
+    """Why the rule decides as it does, in words; a rule may write it here at every decision."""
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     observation: ObservationView = field(init=False)
     masks: dict[str, np.ndarray] = field(init=False)
@@ -78,6 +94,13 @@ class RunView:
     def blueprints_for(self, slot: int) -> list[int]:
         """The blueprints that fit ``slot`` and what is left of the budget."""
         return np.flatnonzero(self.masks["blueprint"][slot]).tolist()
+
+    def rent_of(self, slot: int) -> float:
+        """The rent that the seed in ``slot`` costs: what its removal would save, in points of score."""
+        share = self.observation["rent"] or 0.0
+        size = 2 ** (6 * (self.observation["size_ratio"] or 0.0))
+        seed = 2 ** (4 * (self.observation.slot(slot, "seed_params") or 0.0)) - 1
+        return 0.02 * share / (1 - share) * math.log2(size / (size - seed))
 
     def first_allowed(self, op: Op) -> Decision | None:
         """``op`` on the first slot (and with the first blueprint) for which it is legal, or ``None``."""
@@ -95,6 +118,8 @@ class RulePolicy(ABC):
 
     def __init__(self) -> None:
         self._runs: list[RunView] = []
+        self.reasons: Sequence[Reason] = ()
+        """Why the latest decisions were taken, one entry a run."""
 
     def reset(self, num_runs: int, seed: int) -> None:
         """Begin ``num_runs`` new runs; each gets its own random generator, drawn from ``seed``."""
@@ -122,6 +147,8 @@ class RulePolicy(ABC):
             )
             run.masks = {name: np.asarray(observation["action_mask"][name][row]) for name in HEAD_NAMES}
             run.slot_names = tuple(observation.get("slot_names", ()))
+            run.reason = ""
             decisions.append(self.decide(run).to_mapping(run.slot_names))
             run.decision += 1
+        self.reasons = [Reason(run.reason) for run in self._runs]
         return {name: np.array([d[name] for d in decisions], dtype=np.int64) for name in HEAD_NAMES}

@@ -21,6 +21,7 @@ class WaitPolicy(RulePolicy):
 
     def decide(self, run: RunView) -> Decision:
         """WAIT."""
+        run.reason = "this rule never grows anything"
         return Decision()
 
 
@@ -29,6 +30,7 @@ class RandomPolicy(RulePolicy):
 
     def decide(self, run: RunView) -> Decision:
         """A uniform op, then a uniform slot for it, then the rest."""
+        run.reason = "drawn at random among what is allowed"
         draw = lambda mask: int(run.rng.choice(np.flatnonzero(mask)))  # noqa: E731
         op = Op(draw(run.masks["op"]))
         slot = draw(run.masks["slot"][op]) if op is not Op.WAIT else 0
@@ -59,11 +61,14 @@ class FixedSchedulePolicy(RulePolicy):
             fitting = run.blueprints_for(slot)
             blueprint = self.blueprint if self.blueprint in fitting else fitting[-1]
             run.memory[slot] = run.decision
+            run.reason = "the slot is empty"
             return Decision(Op.GERMINATE, slot, blueprint)
         for slot in run.slots_allowing(Op.ADVANCE):
             if run.decision - run.memory[slot] >= self.training_decisions:
+                run.reason = _trained(self.training_decisions)
                 return Decision(Op.ADVANCE, slot, tempo=_FAST, alpha_target=_FULL)
-        return run.first_allowed(Op.FOSSILIZE) or Decision()
+        run.reason = "this rule keeps every seed"
+        return run.first_allowed(Op.FOSSILIZE) or _nothing_to_do(run)
 
 
 class HeuristicPolicy(RulePolicy):
@@ -95,11 +100,12 @@ class HeuristicPolicy(RulePolicy):
 
     def decide(self, run: RunView) -> Decision:
         """Let trained seeds in, fill empty slots, then judge the seeds on probation."""
-        return self._advance(run) or self._germinate(run) or self._judge(run) or Decision()
+        return self._advance(run) or self._germinate(run) or self._judge(run) or _nothing_to_do(run)
 
     def _advance(self, run: RunView) -> Decision | None:
         for slot in run.slots_allowing(Op.ADVANCE):
             if run.decision - run.memory[slot] >= self.training_decisions:
+                run.reason = _trained(self.training_decisions)
                 return Decision(Op.ADVANCE, slot, tempo=_INSTANT, alpha_target=_FULL)
         return None
 
@@ -111,6 +117,7 @@ class HeuristicPolicy(RulePolicy):
                 if blueprint in fitting and blueprint not in tried:
                     tried.add(blueprint)
                     run.memory[slot] = run.decision
+                    run.reason = "the first candidate that fits here" if len(tried) == 1 else "the next candidate here"
                     return Decision(Op.GERMINATE, slot, blueprint)
         return None
 
@@ -120,6 +127,7 @@ class HeuristicPolicy(RulePolicy):
             held = run.decision - run.memory[slot] - self.training_decisions
             if net is not None and held >= self.probation:
                 keep = net / CONTRIBUTION_SCALE > self.margin
+                run.reason = _judged(run, slot, keep=keep, margin=self.margin)
                 return Decision(Op.FOSSILIZE if keep else Op.PRUNE, slot, tempo=_INSTANT)
         return None
 
@@ -153,11 +161,12 @@ class AuditionPolicy(RulePolicy):
 
     def decide(self, run: RunView) -> Decision:
         """Let in what has been chosen, judge what has been held, and choose when all auditions are over."""
-        return self._advance(run) or self._judge(run) or self._germinate(run) or Decision()
+        return self._advance(run) or self._judge(run) or self._germinate(run) or _nothing_to_do(run)
 
     def _advance(self, run: RunView) -> Decision | None:
         for slot in run.slots_allowing(Op.ADVANCE):
             if run.observation.stage(slot) is Stage.TRAINING:
+                run.reason = "it was chosen by its audition, in which it has trained"
                 return Decision(Op.ADVANCE, slot, tempo=_INSTANT, alpha_target=_FULL)
         return None
 
@@ -166,6 +175,7 @@ class AuditionPolicy(RulePolicy):
             net = run.observation.slot(slot, "contribution_net")
             begun, _ = run.memory[slot]
             if net is not None and run.decision - begun > self.probation:
+                run.reason = _judged(run, slot, keep=net > 0)
                 return Decision(Op.FOSSILIZE if net > 0 else Op.PRUNE, slot, tempo=_INSTANT)
         return None
 
@@ -184,6 +194,10 @@ class AuditionPolicy(RulePolicy):
             return None
         tried.add(best)
         run.memory[best[0]] = (run.decision, self._share(run, *best))
+        run.reason = (
+            f"its audition promises {100 * worths[best]:+.1f} points beyond its rent, the most of "
+            f"{len(worths)} candidates"
+        )
         return Decision(Op.GERMINATE, *best)
 
     def _share(self, run: RunView, slot: int, blueprint: int) -> float:
@@ -211,3 +225,26 @@ class AuditionPolicy(RulePolicy):
             taken = min(max(contribution / (self._missing(run) + contribution), 0.0), 0.99) if contribution > 0 else 0.0
             known[begun] = math.log(1 - taken) / math.log(1 - share)
         return float(np.mean(list(known.values()))) if known else self.compounding
+
+
+# ---------------------------------------------------------------------- reasons in words
+
+
+def _nothing_to_do(run: RunView) -> Decision:
+    run.reason = "nothing is due"
+    return Decision()
+
+
+def _trained(decisions: int) -> str:
+    return f"it has trained in isolation for {decisions} decision{'s' * (decisions > 1)}"
+
+
+def _judged(run: RunView, slot: int, *, keep: bool, margin: float = 0.0) -> str:
+    """How the contribution of a seed stands to its rent, in points of score."""
+    seen = run.observation.slot(slot, "contribution") or 0.0
+    bound = {1.0: "at least ", -1.0: "at most "}.get(seen, "")  # what is observed goes no further
+    required = f"{100 * margin:.1f} beyond " if margin else ""
+    return (
+        f"contribution {bound}{100 * seen / CONTRIBUTION_SCALE:+.1f} points, {'above' if keep else 'not above'} "
+        f"{required}its rent of {100 * run.rent_of(slot):.1f}"
+    )

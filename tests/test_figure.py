@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from esper import figure as module
-from esper.figure import GrowthRecord, SlotState, growth_figure
+from esper.figure import growth_figure
 from esper.files import write_json_atomic
+from esper.record import GrowthRecord, SlotState
 
 DORMANT = SlotState("DORMANT", None, 0.0)
 

@@ -46,6 +46,7 @@ RANKS = {
     "tamiyo": 1,
     "figure": 1,
     "page": 1,
+    "record": 0,
     "simic": 2,
     "env": 2,
     "growth": 2,
@@ -57,7 +58,7 @@ RANKS = {
     "cli": 6,
     "__main__": 7,
 }
-TABLES = {"heads", "lifecycle", "actions", "auditions", "observation"}
+TABLES = {"heads", "lifecycle", "actions", "auditions", "observation", "record"}
 NEVER = {("simic", "network"), ("simic", "env"), ("network", "tamiyo"), ("network", "simic"), ("env", "simic")}
 
 

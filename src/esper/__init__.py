@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from esper.actions import Decision
     from esper.auditions import Auditions
     from esper.env.growth_env import GrowthVectorEnv
-    from esper.figure import GrowthRecord, growth_figure
-    from esper.growth import Growth, grown_model, load_grown
+    from esper.figure import growth_figure
+    from esper.growth import Growth, GrowthResult, grown_model, load_grown
     from esper.lifecycle import Op, Stage
+    from esper.record import GrowthRecord
     from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
     from esper.tamiyo.policy.registry import load_policy, make_policy
     from esper.tasks import Splits, Task, register_task
@@ -27,6 +28,7 @@ __all__ = [
     "Decision",
     "Growth",
     "GrowthRecord",
+    "GrowthResult",
     "GrowthVectorEnv",
     "Op",
     "Policy",
@@ -48,7 +50,8 @@ _HOMES = {
     "Auditions": "esper.auditions",
     "Decision": "esper.actions",
     "Growth": "esper.growth",
-    "GrowthRecord": "esper.figure",
+    "GrowthRecord": "esper.record",
+    "GrowthResult": "esper.growth",
     "GrowthVectorEnv": "esper.env.growth_env",
     "Op": "esper.lifecycle",
     "Policy": "esper.tamiyo.policy.protocol",

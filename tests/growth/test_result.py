@@ -13,12 +13,13 @@ import torch
 from rich.console import Console
 
 from esper.actions import Decision
-from esper.figure import draw_growth, told
+from esper.figure import draw_growth
 from esper.growth import GrowthResult
 from esper.growth.page import growth_section
 from esper.growth.summary import summary
 from esper.growth.verdict import Compute, Control, paired_error
 from esper.lifecycle import Op
+from esper.record import told
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle

@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from esper.figure import growth_figure, told
+from esper.figure import growth_figure
 from esper.files import from_plain, read_json, write_json_atomic, written_whole
 from esper.growth import Growth, GrowthResult
 from esper.growth.evaluate import random_state_kept
@@ -28,6 +28,7 @@ from esper.growth.summary import summary
 from esper.growth.tally import count_compute
 from esper.growth.verdict import Control, paired_error
 from esper.programs import MANIFEST, check_packages
+from esper.record import told
 from esper.tasks import SCHEDULES, DataOptions, Splits, Task, auto_host, get_task, load_data
 from esper.tasks.reading import Rescale, Rows, Served, manifest
 

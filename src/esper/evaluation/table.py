@@ -24,7 +24,7 @@ from esper.evaluation.statistics import (
     paired_difference,
     probability_of_improvement,
 )
-from esper.figure import GrowthRecord, SlotState
+from esper.record import GrowthRecord, SlotState
 from esper.tamiyo.policy.protocol import Policy
 
 Read = Callable[[EpisodeResult], float]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.auditions import Auditions
-from esper.figure import Drawing, draw_growth
 from esper.growth import ranks
 from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
 from esper.growth.averages import Follower
@@ -27,7 +26,6 @@ from esper.growth.explain import explain
 from esper.growth.export import export_model
 from esper.growth.judgement import Judgement, carry_out, judge
 from esper.growth.observe import observe, to_arrays, to_tensors
-from esper.growth.page import growth_section
 from esper.growth.probe import Probe, compile_afresh, uncompiled
 from esper.growth.result import GrowthResult
 from esper.growth.saving import save_grown
@@ -47,6 +45,9 @@ from esper.network.seed import Seed
 from esper.network.slot import Slot
 from esper.tamiyo.policy.protocol import Actions, Observation, Policy, Reason
 from esper.tamiyo.policy.registry import Rule, make_policy
+
+if TYPE_CHECKING:
+    from esper.figure import Drawing
 
 FORMAT = 1
 """Version of what ``Growth.state_dict`` returns."""
@@ -640,10 +641,14 @@ class Growth:
         Raises:
             ValueError: Before the second step, when there is nothing to draw.
         """
+        from esper.figure import draw_growth  # noqa: PLC0415 - matplotlib is imported when a picture is asked for
+
         return draw_growth(self.result().figure_record())
 
     def _repr_html_(self) -> str:
         """What a notebook shows: verdict, picture, seeds and decisions."""
+        from esper.growth.page import growth_section  # noqa: PLC0415 - likewise
+
         return growth_section(self.result())
 
     def parallel(self, **options: Any) -> nn.Module:

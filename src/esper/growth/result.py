@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from esper.figure import GrowthRecord, SlotState, told
 from esper.files import from_plain
 from esper.growth.step import Step
 from esper.growth.verdict import Compute, Control, Verdict, points, reach
 from esper.observation import doublings
+from esper.record import GrowthRecord, SlotState, told
 
 KEPT, PRUNED = "kept", "pruned"
 

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -20,7 +21,9 @@ from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits, load_wine
 
 from esper.cli import main
-from esper.commands.grow import MANIFEST
+from esper.commands.grow import MANIFEST, RESULT
+from esper.growth import GrowthResult
+from esper.report.pages import growth_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -51,7 +54,26 @@ def grow(tmp_path, capsys, data, *options):
     out = tmp_path / "run"
     quick = ["--epochs", "3", "--budget", "2000", "--quiet", "--out", str(out)]
     assert main(["grow", "--data", str(data), *quick, *options]) == 0
-    return capsys.readouterr().out, out
+    printed = capsys.readouterr().out
+    check_told(printed, out)
+    return printed, out
+
+
+def check_told(printed, run):
+    """What was printed is what the JSON and the page say, and what matters most is named."""
+    found = json.loads((run / RESULT).read_text())
+    result = GrowthResult.from_json(found["growth"])
+    page, shown = growth_page(run / RESULT), " ".join(printed.split())
+    for label, text in {**result.facts(), **found["test"]}.items():
+        assert f"{label}: {text}" in shown
+        assert escape(text) in page
+    assert result.finished
+    assert all(seed.outcome in ("kept", "pruned") for seed in result.seeds)
+    assert result.added_params == sum(seed.params for seed in result.seeds)
+    if result.kept:
+        assert f"What matters most is {result.kept[0].blueprint} in {result.kept[0].slot}" in shown
+    else:
+        assert "Nothing has been kept: the model is the host alone" in shown
 
 
 def serve(tmp_path, run, rows):
@@ -158,8 +180,13 @@ def test_values_come_in_their_own_unit(tmp_path, capsys):
     data = load_diabetes(scaled=False)
     frame = polars.DataFrame(data.data, schema=data.feature_names).with_columns(progress=data.target)
     frame.write_parquet(tmp_path / "diabetes.parquet")
-    printed, run = grow(tmp_path, capsys, tmp_path / "diabetes.parquet", "--epochs", "6")
+    options = ("--epochs", "14", "--rent", "0", "--learning-rate", "0.02", "--control")
+    printed, run = grow(tmp_path, capsys, tmp_path / "diabetes.parquet", *options)
     assert "values from 25 to 346" in printed
+    assert re.search(
+        r"Verdict: (Worth it|Not worth it|Cannot tell): R² -?0.\d+ against R² -?0.\d+ of the host", printed
+    )
+    assert "What matters most is" in " ".join(printed.split())
     rows = drawn(run, "test")
     errors = serve(tmp_path, run, data.data[rows]) - data.target[rows]
     said = float(re.search(r"root mean square error ([\d.]+)", printed)[1])

@@ -73,3 +73,17 @@ def test_what_is_not_known_now_keeps_its_last_value() -> None:
     last = shown(terminal=False, quiet=True, updates=[METRICS, without])[-1]
     assert "update 3/4  return 1.25" in last
     assert "score 0.75" in last
+
+
+def test_in_a_terminal_of_80_columns_every_value_has_a_line() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80, color_system=None)
+    progress = Progress(console=console)
+    progress.on_start(PLAN)
+    progress.on_update(METRICS)
+    progress.on_end()
+    console.print(progress._table())
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    assert any(set(line) == {"━"} for line in lines), "the bar stands on a line of its own"
+    assert any(line.split() == ["return", "1.25"] for line in lines)
+    assert all(len(line) <= 80 for line in lines)

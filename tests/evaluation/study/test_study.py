@@ -139,6 +139,18 @@ def test_what_too_few_seeds_show_is_not_called_shown(finished):
     assert too_few_seeds(4, 2).endswith("only what rests on several tasks is judged")
 
 
+def test_esper_report_makes_the_same_page_again_whatever_became_of_the_policy(finished, tmp_path, monkeypatch, capsys):
+    directory = shutil.copytree(finished[0], tmp_path / "out")
+    monkeypatch.setattr("esper.evaluation.study.study.fingerprint", lambda policy: "another")
+    before = (directory / "report.html").read_text(encoding="utf-8")
+    (directory / "report.html").unlink()
+    assert main(["report", str(directory)]) == 0
+    assert (directory / "report.html").read_text(encoding="utf-8") == before
+    next((directory / "results").iterdir()).unlink()
+    assert main(["report", str(directory)]) == 2
+    assert "of this comparison 1 pieces are missing" in capsys.readouterr().err
+
+
 def test_a_study_goes_on_where_it_stopped(finished):
     directory, arguments = finished
     kept, lost = sorted((directory / "results").iterdir())[:2]

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -100,7 +101,8 @@ class Progress(Callback):
         for name, value in self._cells():
             table.add_row(Text(name, style="dim"), value)
         head = Text(f"update {self._done}/{self._plan.updates}")
-        return Group(head, ProgressBar(total=self._plan.updates, completed=self._fraction(), width=60), table)
+        bar = ProgressBar(total=self._plan.updates, completed=self._fraction(), width=60)
+        return Group(head, Padding(bar, 0), table)  # the padding ends the bar's line, which it does not do itself
 
 
 def _of(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

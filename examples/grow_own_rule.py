@@ -10,6 +10,7 @@ from esper import Decision, Op
 def rule(run):
     for slot in run.slots_allowing(Op.FOSSILIZE):
         helps = (run.observation.slot(slot, "contribution") or 0) > 0
+        run.reason = "it helps" if helps else "it does not help"  # for growth.explain()
         return Decision(Op.FOSSILIZE if helps else Op.PRUNE, slot)
     for slot in run.slots_allowing(Op.ADVANCE):
         return Decision(Op.ADVANCE, slot)

@@ -232,3 +232,57 @@ def test_an_embedded_task_is_served_on_its_own_rows(tmp_path, capsys):
     wine = load_wine()
     served = serve(tmp_path, out, wine.data.astype(np.float32))
     assert (served == wine.target).mean() > 0.8  # trained on standardised columns, and served on raw ones
+
+
+@pytest.mark.slow
+def test_a_table_of_values_with_categories_separated_by_semicolons(tmp_path, capsys):
+    pytest.importorskip("polars")
+    data = load_diabetes(scaled=False)
+    sex = np.where(data.data[:, 1] == 1, "female", "male")
+    names = [name for name in data.feature_names if name != "sex"]
+    numbers = np.delete(data.data, 1, axis=1)
+
+    def write(path, chosen):
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=";")
+            writer.writerow([*names, "sex", "progress"])
+            writer.writerows([*numbers[i], sex[i], data.target[i]] for i in chosen)
+        return path
+
+    printed, run = grow(tmp_path, capsys, write(tmp_path / "all.csv", range(442)), "--epochs", "8", "--control")
+    assert "sex (category); target 'progress'" in printed
+    test = drawn(run, "test")
+    rows = tmp_path / "test.csv"
+    with rows.open("w", newline="") as file:
+        csv.writer(file).writerows([[*names, "sex"], *([*numbers[i], sex[i]] for i in test)])
+    said = float(re.search(r"root mean square error ([\d.]+)", printed)[1])
+    errors = serve(tmp_path, run, rows) - data.target[test]
+    assert np.sqrt((errors**2).mean()) == pytest.approx(said, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_what_a_learned_policy_decided_is_explained_by_its_probabilities(tmp_path, capsys):
+    digits = load_digits()
+    np.savez(tmp_path / "digits.npz", x=digits.images[:600].astype(np.uint8), y=digits.target[:600])
+    printed, run = grow(tmp_path, capsys, tmp_path / "digits.npz", "--policy", "tamiyo", "--epochs", "12")
+    rows = drawn(run, "test")
+    served = serve(tmp_path, run, digits.images[rows].astype(np.uint8))
+    assert 100 * (served == digits.target[rows]).mean() == pytest.approx(accuracy(printed), abs=0.06)
+    page = growth_page(run / RESULT)
+    result = GrowthResult.from_json(json.loads((run / RESULT).read_text())["growth"])
+    assert all(sum(step.why.probabilities["op"].values()) == pytest.approx(1, abs=1e-4) for step in result.steps[:-1])
+    assert result.steps[0].reason in page
+    assert "Q (what each op leads to, as the policy expects): WAIT" in page
+
+
+@pytest.mark.slow
+def test_a_growth_that_was_not_worth_it_is_said_not_to_be(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 6)).astype(np.float32)
+    np.savez(tmp_path / "easy.npz", x=x, y=(x[:, 0] > 0).astype(int))  # the host alone learns it
+    options = ("--policy", "fixed", "--control", "--rent", "0.1", "--epochs", "8")
+    printed, run = grow(tmp_path, capsys, tmp_path / "easy.npz", *options)
+    assert "Verdict: Not worth it: " in printed
+    rows = drawn(run, "test")
+    served = serve(tmp_path, run, x[rows])
+    assert 100 * (served == (x[rows, 0] > 0)).mean() == pytest.approx(accuracy(printed), abs=0.06)

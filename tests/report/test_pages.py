@@ -58,7 +58,7 @@ def test_a_growth(growth, capsys):
 def test_a_training_run(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"update": 3, "ret')
     (tmp_path / "config.json").write_text('{"environment": "<mine>"}')
-    interval = {"estimate": 0.5, "low": 0.4, "high": 0.625}
+    interval = {"estimate": 0.5, "low": 0.4, "high": 0.625, "values": 2}
     row = {
         "task": "wine",
         "arm": "Tamiyo",

@@ -52,9 +52,7 @@ def test_a_time_limit_is_no_end_of_the_world() -> None:
     """The value of every place is 1 / (1 − γ) = 5, though no episode is longer than six steps."""
     envs = SyncVectorEnv([lambda: TimeLimit(Circle(), 6)] * 8, autoreset_mode=AutoresetMode.SAME_STEP)
     ppo = PPOConfig(learning_rate="linear:0.02", gamma=0.8, gae_lambda=0.9, minibatches=2)
-    options = config(
-        updates=20, num_steps=16, ppo=ppo, normalize_rewards=False, network=NetworkOptions(memory="none")
-    )
+    options = config(updates=20, num_steps=16, ppo=ppo, normalize_rewards=False, network=NetworkOptions(memory="none"))
     policy = train(envs, config=options).policy
     inputs = EnvironmentAdapter(envs).encode(np.array([0, 1, 2, 3, 0, 1, 2, 3]), {})
     values = policy.get_value(inputs.features, policy.initial_hidden(8), None, inputs.masks)

@@ -404,8 +404,8 @@ class FactoredRecurrentActorCritic(nn.Module):
         """
         parts = parts or {}
         hidden = self._checked("state", state, blueprint_indices, masks, hidden, parts, batch=("B",))
-        core, slots, described, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
-        draw = self._decide(core, slots, described, masks, stored(actions)).draw
+        core, _ = self._core(state.unsqueeze(1), blueprint_indices, hidden, parts)
+        draw = self._decide(core, masks, stored(actions)).draw
         return {name: d.probs for name, d in draw.distributions.items() if isinstance(d, MaskedCategorical)}
 
     def state_value(

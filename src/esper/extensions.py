@@ -26,13 +26,8 @@ def import_modules(modules: Sequence[str]) -> None:
     for module in modules:
         _import(module)
     if modules:
-        known = dict.fromkeys([*_known(), *modules])
+        known = dict.fromkeys([*known_modules(), *modules])
         os.environ[_VARIABLE] = ",".join(known)
-
-
-def import_known_modules() -> None:
-    """In a worker: import what its parent has imported."""
-    import_modules(_known())
 
 
 def look_up(reference: str) -> Any:
@@ -48,7 +43,8 @@ def look_up(reference: str) -> Any:
     return getattr(found, name)
 
 
-def _known() -> list[str]:
+def known_modules() -> list[str]:
+    """The modules that have been imported so, here or by the parent of this process."""
     return [name for name in os.environ.get(_VARIABLE, "").split(",") if name]
 
 

@@ -26,6 +26,7 @@ from gymnasium.vector import AutoresetMode
 
 from esper import simic
 from esper.auditions import Auditions
+from esper.env.engine.ray_workers import RayWorkers
 from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
@@ -94,6 +95,11 @@ class TamiyoConfig:
     returns differ by the decisions alone; each learns by how much it did better than the others."""
     num_workers: int = max(1, min(2, os.cpu_count() or 1))
     """Processes that train the networks; results do not depend on it."""
+    ray_workers: int = 0
+    """Ray actors that train the networks in place of these processes, on one machine or many; results do not depend on
+    it. 0 for none."""
+    address: str | None = None
+    """Of a running Ray cluster, `auto` or HOST:PORT; by default one is started on this machine."""
     eval_episodes: int = 12
     """Unseen episodes of each controller on each task in the comparison at the end; half as many validation episodes
     before it choose how the policy decides in deterministic inference."""
@@ -121,6 +127,10 @@ class TamiyoConfig:
         for name in ("num_envs", "updates", "num_workers", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.ray_workers < 0:
+            raise ValueError(f"ray_workers must be 0 or more, got {self.ray_workers}")
+        if self.address is not None and not self.ray_workers:
+            raise ValueError(f"the address '{self.address}' is of use to Ray workers only; say how many")
         RewardConfig(rent=self.rent, waste=self.waste)
         check_trackers(self.track)
         if self.auditions < 0:
@@ -329,7 +339,7 @@ def _make_env(config: TamiyoConfig, task: str, num_envs: int, **conditions: Any)
         num_envs,
         task,
         budget=config.budget,
-        num_workers=config.num_workers,
+        num_workers=RayWorkers(config.ray_workers, config.address) if config.ray_workers else config.num_workers,
         paired=config.paired,
         auditions=_auditions(config),
         **conditions,

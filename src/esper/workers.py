@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from esper.allocator import keep_freed_memory
-from esper.extensions import import_known_modules
+from esper.extensions import import_modules, known_modules
 
 
 @contextmanager
@@ -32,13 +32,18 @@ def interrupts_held_back() -> Iterator[None]:
 
 
 def begin_worker() -> None:
-    """Make this process a worker: one thread, deaf to Ctrl-C, gone as soon as its parent is, however that ended."""
+    """Make this process a worker that is gone as soon as its parent is, however that ended."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare_worker(known_modules())
+
+
+def prepare_worker(modules: Sequence[str]) -> None:
+    """What every worker does, whoever started it: one thread, deaf to Ctrl-C, with the user's ``modules`` imported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
-    import_known_modules()
+    import_modules(modules)
 
 
 def _end_with_parent() -> None:

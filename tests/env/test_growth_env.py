@@ -255,7 +255,7 @@ def test_an_agent_without_masks_can_wait_instead(make_env):
         ({"blueprints": ("konv",)}, "konv"),
         ({"task": 3}, "name of a task.*got int"),
         ({"num_envs": 0}, "1 or more, got 0"),
-        ({"num_workers": 0}, "num_workers must be between 1"),
+        ({"num_workers": 0}, "num_workers must be 1 or more"),
         ({"autoreset_mode": "Disabled"}, "SAME_STEP or NEXT_STEP"),
         ({"autoreset_mode": "sometimes"}, "SAME_STEP or NEXT_STEP"),
         ({"on_illegal": "ignore"}, "'raise' or 'wait'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from esper.commands.resuming import resumable
 from esper.evaluation.study import Study, StudyConfig, Unit, write_report
+from esper.evaluation.study.pools import ray_pool
 from esper.evaluation.study.verdicts import too_few_seeds
 from esper.files import locked
 
@@ -26,6 +28,10 @@ class CompareCommand:
     """The comparison."""
     workers: int = max(1, min(os.cpu_count() or 1, 8))
     """Processes, of one thread each; results do not depend on their number."""
+    ray_workers: int = 0
+    """Ray tasks at a time in place of these processes, on one machine or many; 0 for none."""
+    address: str | None = None
+    """Of a running Ray cluster, `auto` or HOST:PORT; by default one is started on this machine."""
     out: Path | None = None
     """Directory of the comparison; one that exists is gone on with [default: runs/compare-DATE-TIME]."""
     quiet: bool = False
@@ -35,6 +41,10 @@ class CompareCommand:
         """Run every arm, judge the claims, write the report and say where."""
         if self.workers < 1:
             raise ValueError(f"--workers must be 1 or more, got {self.workers}")
+        if self.ray_workers < 0:
+            raise ValueError(f"--ray-workers must be 0 or more, got {self.ray_workers}")
+        if self.address is not None and not self.ray_workers:
+            raise ValueError(f"--address {self.address} is of use to Ray workers only; say how many by --ray-workers")
         self.config.check()
         directory = self.out or Path("runs") / datetime.now().strftime("compare-%Y%m%d-%H%M%S")
         with resumable(console, f"the same settings and --out {directory}"), locked(directory):
@@ -61,4 +71,7 @@ class CompareCommand:
                 if self.quiet:
                     console.print("done:", *unit, soft_wrap=True, highlight=False)
 
-            study.run(self.workers, on_done)
+            if self.ray_workers:
+                study.run(self.ray_workers, on_done, partial(ray_pool, address=self.address))
+            else:
+                study.run(self.workers, on_done)

@@ -22,7 +22,7 @@ from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
 from esper.auditions import Auditions
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.factory import EngineKind, make_engine
-from esper.env.engine.parallel import ParallelEngine
+from esper.env.engine.parallel import LocalWorkers, ParallelEngine, Workers
 from esper.env.engine.run import build_episode_host
 from esper.env.episode import NO_VARIANTS, Episode, Variants
 from esper.env.flops import ComputeMeter
@@ -103,7 +103,8 @@ class GrowthVectorEnv(VectorEnv):
         variants: Ranges from which each episode draws its conditions.
         autoreset_mode: ``SAME_STEP`` (default; the last observation and info of an episode are in
             ``infos["final_obs"]`` and ``infos["final_info"]``) or ``NEXT_STEP``.
-        num_workers: Processes over which the hosts are spread; 1 stays in this process. Results do not depend on it.
+        num_workers: Processes over which the hosts are spread; 1 stays in this process. Or workers elsewhere, as
+            :class:`RayWorkers`. Results do not depend on it.
         paired: All rows play the same episodes when ``reset`` is given one seed: the same conditions, initial weights
             and order of the data, so that what they come to differs by their decisions alone (common random numbers).
         engine: ``"stacked"`` trains all hosts in one graph, ``"loop"`` one after the other (the meaning, slower);
@@ -138,7 +139,7 @@ class GrowthVectorEnv(VectorEnv):
         blueprints: Sequence[str] = BLUEPRINT_NAMES,
         variants: Variants = NO_VARIANTS,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-        num_workers: int = 1,
+        num_workers: int | Workers = 1,
         paired: bool = False,
         engine: EngineKind = "auto",
         auditions: Auditions | None = None,
@@ -170,11 +171,12 @@ class GrowthVectorEnv(VectorEnv):
         self._rows: list[Row] = []
         """Empty until the first ``reset``."""
 
-    def _make_engine(self, blueprints: tuple[str, ...], num_workers: int, kind: EngineKind) -> Engine:
+    def _make_engine(self, blueprints: tuple[str, ...], num_workers: int | Workers, kind: EngineKind) -> Engine:
         make = partial(make_engine, self.task, kind=kind, blueprints=blueprints)
         if num_workers == 1:
             return make(self.num_envs)
-        return ParallelEngine(make, self.num_envs, min(num_workers, self.num_envs), self.task.slots)
+        workers = LocalWorkers(min(num_workers, self.num_envs)) if isinstance(num_workers, int) else num_workers
+        return ParallelEngine(make, self.num_envs, workers, self.task.slots)
 
     # ------------------------------------------------------------------ Gymnasium
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from esper.evaluation.episodes import EpisodeResult
-from esper.evaluation.study.arms import Bench, study_arms
+from esper.evaluation.study.arms import Arm, Bench, study_arms
+from esper.evaluation.study.pools import Submit, local_pool
 from esper.files import from_plain, read_json, write_json_atomic
 from esper.tamiyo.policy.registry import fingerprint, make_policy
 from esper.tasks import get_task
-from esper.workers import begin_worker, died, interrupts_held_back
 
 Unit = tuple[str, str]
 """(task, arm)"""
@@ -70,7 +68,7 @@ class StudyConfig:
             raise ValueError(f"--budgets must be different numbers of 1 or more, got {self.budgets}")
         for name in self.task:
             get_task(name)
-        study_arms(tuple(self.task), self.rents, self.random_architectures, self.budgets, self.arm)
+        _arms(self)
         policy = make_policy(self.policy)
         if not hasattr(policy, "shuffle_observations"):
             raise ValueError(f"--policy must be a learned policy ('tamiyo' or a directory), got '{self.policy}'")
@@ -101,9 +99,7 @@ class Study:
 
     def __init__(self, config: StudyConfig, directory: Path, *, finished: bool = False) -> None:
         self.config, self.directory = config, directory
-        self.arms = study_arms(
-            tuple(config.task), config.rents, config.random_architectures, config.budgets, tuple(config.arm)
-        )
+        self.arms = _arms(config)
         if finished:
             return
         stored = directory / "config.json"
@@ -146,26 +142,19 @@ class Study:
             )
         return [from_plain(EpisodeResult, episode, path, str(i)) for i, episode in enumerate(data)]
 
-    def run_unit(self, unit: Unit) -> Unit:
-        """Run one unit and write its results; the units that it needs must be there."""
-        task, arm = unit
-        config = self.config
-        bench = Bench(
-            task=task,
-            tasks=tuple(config.task),
-            policy=config.policy,
-            num_seeds=config.seeds,
-            seed=config.seed,
-            rent=config.rent,
-            random_architectures=config.random_architectures,
-            all_results=lambda task, needed: self.results((task, needed)),
-        )
-        results = self.arms[arm].run(bench, arm)
-        write_json_atomic(self.path(unit), [result.to_json() for result in results])
-        return unit
-
-    def run(self, workers: int, on_done: Callable[[Unit], None]) -> None:
+    def run(
+        self,
+        workers: int,
+        on_done: Callable[[Unit], None],
+        pool: Callable[[int], AbstractContextManager[Submit]] = local_pool,
+    ) -> None:
         """Run what is missing, in ``workers`` processes of one thread each; results do not depend on their number.
+
+        Args:
+            workers: How many.
+            on_done: Called with every unit that is finished.
+            pool: Where they are: :func:`~esper.evaluation.study.pools.local_pool` or
+                :func:`~esper.evaluation.study.pools.ray_pool`.
 
         Raises:
             ChildProcessError: When a process has died; what is finished is kept.
@@ -174,18 +163,9 @@ class Study:
         for unit in done:
             on_done(unit)
         open_units = [unit for unit in self.units if unit not in done]
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
-        started: list[BaseProcess] = []
-        try:
-            for unit in self._in_order(pool, open_units, done, started):
+        with pool(workers) as submit:
+            for unit in self._in_order(submit, workers, open_units, done):
                 on_done(unit)
-        except BrokenProcessPool as error:
-            raise died(started) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in started:
-                process.terminate()
 
     def _needs(self, unit: Unit) -> set[Unit]:
         """Units that have to be run before this one."""
@@ -193,25 +173,21 @@ class Study:
         here = {(task, needed) for needed in self.arms[arm].needs}
         return here | {(t, needed) for needed in self.arms[arm].needs_elsewhere for t in self.config.task if t != task}
 
-    def _in_order(
-        self, pool: ProcessPoolExecutor, units: list[Unit], done: set[Unit], started: list[BaseProcess]
-    ) -> Iterator[Unit]:
-        """Submit each unit once what it needs is done; give out units as they are finished.
-
-        The workers that this starts are added to ``started``.
-        """
-        running: set[Future[Unit]] = set()
-        others = multiprocessing.active_children()
+    def _in_order(self, submit: Submit, workers: int, units: list[Unit], done: set[Unit]) -> Iterator[Unit]:
+        """Submit each unit once what it needs is done and a worker is free; give out those that are written."""
+        running: dict[Future[list[EpisodeResult]], Unit] = {}
         while units or running:
-            ready = [unit for unit in units if self._needs(unit) <= done]
+            ready = [unit for unit in units if self._needs(unit) <= done][: workers - len(running)]
             units = [unit for unit in units if unit not in ready]
-            with interrupts_held_back():  # it is here that the pool starts its workers
-                running |= {pool.submit(_run_unit, self.config, self.directory, unit) for unit in ready}
-                started += [p for p in multiprocessing.active_children() if p not in others and p not in started]
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for unit in ready:
+                needed = {other: self.results(other) for other in self._needs(unit)}
+                running[submit(_run_unit, self.config, unit, needed)] = unit
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                done.add(future.result())
-                yield future.result()
+                unit = running.pop(future)
+                write_json_atomic(self.path(unit), [result.to_json() for result in future.result()])
+                done.add(unit)
+                yield unit
 
 
 def open_study(directory: Path) -> Study:
@@ -227,5 +203,21 @@ def open_study(directory: Path) -> Study:
     return Study(config, directory, finished=True)
 
 
-def _run_unit(config: StudyConfig, directory: Path, unit: Unit) -> Unit:
-    return Study(config, directory).run_unit(unit)
+def _arms(config: StudyConfig) -> dict[str, Arm]:
+    return study_arms(tuple(config.task), config.rents, config.random_architectures, config.budgets, tuple(config.arm))
+
+
+def _run_unit(config: StudyConfig, unit: Unit, needed: Mapping[Unit, list[EpisodeResult]]) -> list[EpisodeResult]:
+    """In a worker: what comes of a unit, given what came of those that it needs."""
+    task, arm = unit
+    bench = Bench(
+        task=task,
+        tasks=tuple(config.task),
+        policy=config.policy,
+        num_seeds=config.seeds,
+        seed=config.seed,
+        rent=config.rent,
+        random_architectures=config.random_architectures,
+        all_results=lambda task, needs: needed[task, needs],
+    )
+    return _arms(config)[arm].run(bench, arm)

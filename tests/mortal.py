@@ -1,0 +1,44 @@
+"""Engines and functions that end their process, as a machine that fails does; workers import them by name."""
+
+import os
+import signal
+from pathlib import Path
+
+from esper.env.engine.loop import LoopEngine
+
+
+class Mortal(LoopEngine):
+    """Dies after the work of a step is done and before it is answered, as often as ``deaths`` holds letters.
+
+    The file holds one letter for each death to come.
+    """
+
+    def __init__(self, task, deaths, num_hosts):
+        super().__init__(task, num_hosts)
+        self.deaths, self.steps = Path(deaths), 0
+
+    def step(self, decisions):
+        reports = super().step(decisions)
+        self.steps += 1
+        if self.steps == 3 and 0 in decisions and decisions.keys() != {0}:  # in the share of two rows
+            die(self.deaths)
+        return reports
+
+
+def die(deaths):
+    """End this process, if a death is left."""
+    left = Path(deaths).read_text(encoding="utf-8")
+    if left:
+        Path(deaths).write_text(left[1:], encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def survivor(deaths):
+    """What a process that has outlived the deaths to come says."""
+    die(deaths)
+    return "done"
+
+
+def refuse():
+    """Raise what a unit raises."""
+    raise ValueError("no such thing")

@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from esper.cluster import connect, installed_ray
+from esper.env.engine.ray_workers import dismiss_actors
 from esper.extensions import known_modules
 from esper.workers import begin_worker, died, interrupts_held_back, prepare_worker
 
@@ -60,6 +61,7 @@ def ray_pool(workers: int, address: str | None = None) -> Iterator[Submit]:
         ChildProcessError: When the process of a task has died :data:`RETRIES` times and once more.
     """
     ray = installed_ray()
+    dismiss_actors()  # who would keep CPUs that the tasks wait for
     connect(workers, address)
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_prepared)
     submitted: list[Any] = []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from esper.commands.grow import train_one_epoch
+from esper.commands.grow import draw_order, train_one_epoch
 from esper.growth import Growth
 from esper.tasks import Task, get_task
 
@@ -65,7 +65,7 @@ def run(task: Task, factor: Callable[[int], float], seed: int) -> float:
                     contributions=False, seed=seed)  # fmt: skip
     scale_new_steps(optimizer, growth, factor)
     for _ in range(EPOCHS):
-        train_one_epoch(task, model, optimizer, progress=0.0)
+        train_one_epoch(task, model, optimizer, splits, draw_order(task, splits, progress=0.0))
         scheduler.step()
         growth.step(evaluate)
     return growth.history[-1].score

@@ -115,7 +115,7 @@ def test_a_fault_is_taken_back_and_told_and_the_run_goes_on(kind):
     for slot in {0, 1} - set(pruned):
         assert same(seeds[slot], good[2][slot])
     loop.growth.summary(Console(file=(told := io.StringIO())))
-    assert f"Rolled back by the governor at step {len(script) + 1}" in told.getvalue()
+    assert f"Rolled back by the governor: at step {len(script) + 1}" in told.getvalue()
     assert not any(step.rolled_back for step in loop.epochs(3))
 
 

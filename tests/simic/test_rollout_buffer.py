@@ -28,7 +28,7 @@ def transition(stamp: float, starts: torch.Tensor, valid: torch.Tensor, **change
         inputs=PolicyInput(where[:, None], None, {"op": None, "leaf": torch.tensor([False, True, True]).expand(k, 3)}),
         hidden=(where.view(1, k, 1), -where.view(1, k, 1)),
         actions={"op": torch.zeros(k, dtype=torch.int64), "leaf": torch.ones(k, dtype=torch.int64)},
-        core=Core(where[:, None], None, None),
+        core=Core(where[:, None], None, None, None),
         rewards=where.numpy(),
         terminated=np.zeros(k, bool),
         truncated=np.zeros(k, bool),

@@ -70,7 +70,7 @@ def test_what_is_not_finite_is_left_out(clients):
     assert clients["wandb"].calls[-1] == ("log", ({"a": 1.0},), {"step": 3})
 
 
-def test_what_cannot_be_tracked_is_said_before_anything_is_written(tmp_path, monkeypatch):
+def test_what_cannot_be_tracked_is_said_before_anything_is_written(clients, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ValueError, match="--track mlflow needs its package: pip install mlflow"):
         train("CartPole-v1", config=TrainConfig(track=("mlflow",)), run_dir=tmp_path / "run")

@@ -16,7 +16,7 @@ from esper.env.engine import parallel
 from esper.env.growth_env import GrowthVectorEnv
 
 PARENT = """
-import multiprocessing, time
+import multiprocessing, signal, time
 from esper.workers import begin_worker, interrupts_held_back
 
 def work(connection):
@@ -26,6 +26,7 @@ def work(connection):
     time.sleep(1000)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored
     context = multiprocessing.get_context("spawn")
     connection, other = context.Pipe()
     with interrupts_held_back():

@@ -42,6 +42,14 @@ class Loop:
             self.loss(net).backward()
             self.optimizer.step()
 
+    def explode_seeds(self) -> None:
+        """Train on from seeds whose weights have become huge."""
+        self.train(2)
+        with torch.no_grad():
+            for parameter in self.growth.network.seed_parameters():
+                parameter.mul_(1e4).add_(1e3)
+        self.train(1)
+
     def epochs(self, n: int) -> list[Any]:
         steps = []
         for _ in range(n):

@@ -21,7 +21,7 @@ from rich.console import Console
 
 import esper
 from esper.allocator import keep_freed_memory
-from esper.extensions import import_modules
+from esper.extensions import import_modules, look_here
 
 COMMANDS = {
     "train": (
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, command_name = COMMANDS[name][0].split(":")
     try:
         with _stopping_when_told():
+            look_here()
             import_modules(modules)
             command = tyro.cli(
                 getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}"

@@ -30,6 +30,12 @@ def import_modules(modules: Sequence[str]) -> None:
         os.environ[_VARIABLE] = ",".join(known)
 
 
+def look_here() -> None:
+    """Let modules be found in the directory in which the command is called, as with ``python -m``."""
+    if "" not in sys.path:
+        sys.path.append("")
+
+
 def look_up(reference: str) -> Any:
     """What ``module:name`` names.
 
@@ -49,8 +55,7 @@ def known_modules() -> list[str]:
 
 
 def _import(module: str) -> Any:
-    if "" not in sys.path:
-        sys.path.append("")
+    look_here()
     if not module:
         raise ValueError("--import takes the name of a module, as in `import`, got none")
     if module.endswith(".py"):

@@ -286,10 +286,6 @@ def _said(run):
 def test_what_the_governor_takes_out_is_not_said_to_be_the_policys_wish():
     loop = Loop().script(*GROWN[:2])
     loop.epochs(3)
-    loop.train(2)
-    with torch.no_grad():
-        for parameter in loop.growth.network.seed_parameters():
-            parameter.mul_(1e4).add_(1e3)
-    loop.train(1)
+    loop.explode_seeds()
     assert loop.growth.step(loop.evaluate).rolled_back
     assert loop.growth.result().seeds[0].why_ended == "the run had diverged"

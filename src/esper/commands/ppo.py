@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import pkgutil
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -68,8 +67,6 @@ class PPOCommand:
             KeyboardInterrupt: After Ctrl-C; how to go on has been said.
         """
         register_environments()
-        if "" not in sys.path:
-            sys.path.append("")
         if (self.evaluate_only or self.best) and self.run_dir is None:
             raise ValueError("--evaluate-only and --best need the --run-dir of a trained policy")
         try:

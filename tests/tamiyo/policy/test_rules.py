@@ -135,25 +135,34 @@ def test_bad_policies_get_clear_errors(env):
 # ---------------------------------------------------------------------- why
 
 
+class Overheard:
+    """A rule, and what is made of each of its answers."""
+
+    auditions = None
+
+    def __init__(self, rule, listen):
+        self.rule, self.listen = rule, listen
+
+    def reset(self, *arguments):
+        self.rule.reset(*arguments)
+
+    def act(self, observation):
+        actions = self.rule.act(observation)
+        self.listen(actions)
+        return actions
+
+
 @pytest.mark.parametrize("policy", [FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy])
 def test_every_rule_says_why_in_words(policy):
     env = GrowthVectorEnv(2, quick_task("breast_cancer", horizon=12), budget=6000, autoreset_mode="NextStep")
     rule, said = policy(), {}
 
-    class Asked:
-        auditions = None
+    def listen(actions):
+        assert len(rule.reasons) == 2
+        for op, reason in zip(actions["op"], rule.reasons, strict=True):
+            said.setdefault(Op(int(op)), set()).add(reason.words)
 
-        def reset(self, *arguments):
-            rule.reset(*arguments)
-
-        def act(self, observation):
-            actions = rule.act(observation)
-            assert len(rule.reasons) == 2
-            for op, reason in zip(actions["op"], rule.reasons, strict=True):
-                said.setdefault(Op(int(op)), set()).add(reason.words)
-            return actions
-
-    play(env, Asked())
+    play(env, Overheard(rule, listen))
     env.close()
     assert all(words for reasons in said.values() for words in reasons), said
 
@@ -162,23 +171,15 @@ def test_a_rule_that_judges_gives_contribution_and_rent_as_the_run_has_them():
     env = GrowthVectorEnv(1, quick_task("breast_cancer", horizon=12), budget=6000, autoreset_mode="NextStep")
     rule, judged = HeuristicPolicy(probation=1), []
 
-    class Asked:
-        auditions = None
+    def listen(actions):
+        if actions["op"][0] in (Op.FOSSILIZE, Op.PRUNE):
+            reading = env.reports[0].reading
+            slot = reading.slots[actions["slot"][0]]
+            total = reading.host_params + reading.added_params
+            rent = reading.rent * np.log2(total / (total - slot.seed_params))
+            judged.append((rule.reasons[0].words, slot.contribution, rent, actions["op"][0]))
 
-        def reset(self, *arguments):
-            rule.reset(*arguments)
-
-        def act(self, observation):
-            actions = rule.act(observation)
-            if actions["op"][0] in (Op.FOSSILIZE, Op.PRUNE):
-                reading = env.reports[0].reading
-                slot = reading.slots[actions["slot"][0]]
-                total = reading.host_params + reading.added_params
-                rent = reading.rent * np.log2(total / (total - slot.seed_params))
-                judged.append((rule.reasons[0].words, slot.contribution, rent, actions["op"][0]))
-            return actions
-
-    play(env, Asked())
+    play(env, Overheard(rule, listen))
     env.close()
     assert judged
     for words, contribution, rent, op in judged:

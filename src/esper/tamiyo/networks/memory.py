@@ -101,14 +101,8 @@ class Memory(nn.Module):
             x_BTH = torch.cat([x_BTH, flags.to(x_BTH.dtype)], dim=-1)
             weights = [torch.cat([of_inputs, shut], dim=1), of_hidden, input_bias, hidden_bias]
             before = tuple(part[layer : layer + 1] for part in state[: 2 if self.kind == "lstm" else 1])
-            options = (
-                True,
-                1,
-                0.0,
-                self.training,
-                False,
-                True,
-            )  # biases, layers, dropout, training, both ways, B first
+            # biases, layers, dropout, training, both ways, B first
+            options = (True, 1, 0.0, self.training, False, True)
             if self.kind == "lstm":
                 x_BTH, output, cell = torch.lstm(x_BTH, before, weights, *options)
                 cells.append(cell)

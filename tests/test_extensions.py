@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import gymnasium as gym
 import pytest
 
 from esper.cli import main
@@ -89,3 +90,17 @@ def test_a_policy_is_found_by_module_and_name(directory):
     assert isinstance(make_policy("mine:Patient"), look_up("mine:Patient"))
     with pytest.raises(ValueError, match=r"the module mine .* has no 'other'"):
         make_policy("mine:other")
+
+
+def test_every_command_finds_modules_where_it_is_called(directory, capsys):
+    (directory / "my_envs.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('Mine-v0', entry_point='gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=5)\n"
+    )
+    try:
+        arguments = ["--updates", "1", "--num-envs", "2", "--num-steps", "4", "--quiet"]
+        assert main(["ppo", "--env", "my_envs:Mine-v0", "--episodes", "2", *arguments]) == 0
+        assert "return 5 ±" in capsys.readouterr().out
+    finally:
+        sys.modules.pop("my_envs", None)
+        gym.registry.pop("Mine-v0", None)

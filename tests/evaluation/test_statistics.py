@@ -48,6 +48,12 @@ def test_probability_of_improvement():
     assert probability_of_improvement(high, high).estimate == 0.5
 
 
+def test_an_interval_knows_on_how_many_values_it_rests():
+    few, many = {"a": [1.0, 2.0], "b": [3.0]}, {"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0]}
+    assert (bootstrap(few).values, bootstrap(many).values) == (3, 5)
+    assert probability_of_improvement(few, many).values == probability_of_improvement(many, few).values == 3
+
+
 def test_the_same_seed_gives_the_same_interval():
     scores = {"t": np.random.default_rng(0).normal(size=12).tolist()}
     assert bootstrap(scores) == bootstrap(scores)

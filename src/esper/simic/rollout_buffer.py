@@ -61,7 +61,7 @@ _FLAGS = ("terminated", "truncated", "episode_starts", "valid")
 
 _PART, _MASK, _NUMBERS = "part/", "mask/", "numbers"
 
-_LINE_UNIT = 32
+_LINE_UNIT = 8
 """Packed lines have a multiple of this many rows, for the sake of few shapes."""
 
 
@@ -454,34 +454,29 @@ class Sequences(NamedTuple):
 
     def batch(self, chosen: Int[Tensor, " chosen"]) -> SequenceBatch:
         """The chosen sequences (indices into them) as one batch, in the layout that has fewer rows."""
-        rows, count = int(self.length[chosen].sum()), len(chosen)
-        width = int(self.length[chosen].max())
-        line_length = min(self.rollout.num_steps, -(-int(self.length.max()) // _LINE_UNIT) * _LINE_UNIT)
-        # Rows and gaps, one fewer than sequences in each line: packing cannot take fewer rows than this.
-        if count * width > (rows + count) * line_length / (line_length + 1):
-            lines, offsets = self._pack(chosen, line_length)
-            if count * width > (max(lines) + 1) * line_length:
-                return self.rollout.gather(self.rows, self._lay_out(chosen, lines, offsets, line_length, packed=True))
-        alone = list(range(count)), [0] * count
-        return self.rollout.gather(self.rows, self._lay_out(chosen, *alone, width, packed=False))
+        count, width = len(chosen), int(self.length[chosen].max())
+        layouts = [(list(range(count)), [0] * count, width, False)]
+        if count * width > int(self.length[chosen].sum()):
+            layouts.append((*self._pack(chosen), True))
+        lines, offsets, width, packed = min(layouts, key=lambda layout: (1 + max(layout[0])) * layout[2])
+        return self.rollout.gather(self.rows, self._lay_out(chosen, lines, offsets, width, packed=packed))
 
-    def _pack(self, chosen: Tensor, line_length: int) -> tuple[list[int], list[int]]:
-        """Line and offset of each chosen sequence, with a gap of one row between two in a line.
+    def _pack(self, chosen: Tensor) -> tuple[list[int], list[int], int]:
+        """Line and offset of each chosen sequence, with a gap of one row between two in a line, and the lines' length.
 
-        Only a sequence that begins with an empty memory can follow another. The longest goes first, each to the line
-        with the most room.
+        Only a sequence that begins with an empty memory can follow another. There are as many lines as sequences of the
+        greatest length would fill; the longest goes first, each to the line with the most room, so that all lines
+        become about equally long (longest processing time first, Graham 1969).
         """
         lengths, fresh = self.length[chosen].tolist(), self.begins_episode[chosen].tolist()
-        ends: list[tuple[int, int]] = []  # a heap of (rows taken, line)
+        full = (sum(lengths) + len(lengths)) // (int(self.length.max()) + 1)
+        ends = [(0, line) for line in range(max(1, full, len(fresh) - sum(fresh)))]  # a heap of (rows taken, line)
         lines, offsets = [0] * len(lengths), [0] * len(lengths)
         for i in sorted(range(len(lengths)), key=lambda i: (fresh[i], -lengths[i])):
-            if fresh[i] and ends and ends[0][0] + 1 + lengths[i] <= line_length:
-                end, lines[i] = heapq.heappop(ends)
-                offsets[i] = end + 1
-            else:
-                lines[i] = len(ends)
-            heapq.heappush(ends, (offsets[i] + lengths[i], lines[i]))
-        return lines, offsets
+            offsets[i], lines[i] = heapq.heappop(ends)
+            heapq.heappush(ends, (offsets[i] + lengths[i] + 1, lines[i]))
+        longest = max(end for end, _ in ends) - 1
+        return lines, offsets, -(-longest // _LINE_UNIT) * _LINE_UNIT
 
     def _lay_out(
         self, chosen: Tensor, lines_of: list[int], offsets_of: list[int], width: int, *, packed: bool

@@ -29,8 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP_INSTALL) --no-build-isolation --editable ".[$(EXTRAS)]"
 	@touch $@
 
-train: $(INSTALLED)  ## Train Tamiyo with the defaults and compare it with the other controllers
-	$(BIN)/esper train
+train: $(INSTALLED)  ## Train the Tamiyo that comes with Esper further, and compare it with the other controllers
+	$(BIN)/esper train --policy tamiyo --paired --updates 5 --eval-episodes 10 \
+	  --ppo.learning-rate linear:3e-4 --ppo.entropy-coefficient 0.004
 
 test: $(INSTALLED)  ## Run the default tests, doctests included
 	$(PYTEST)

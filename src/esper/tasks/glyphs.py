@@ -65,6 +65,7 @@ class Glyphs(Task):
     slots: tuple[str, ...] = STAGES
     horizon = 20
     steps_per_decision = 40
+    schedule = "cosine"
 
     def load(self) -> Splits:
         """The shipped drawings, distorted from one fixed seed."""
@@ -101,6 +102,7 @@ class GlyphStream(Glyphs):
     name = "glyph_stream"
     description = "glyphs whose typefaces change during the run: sans, mono, serif, roman, a quarter each"
     phases = len(FAMILIES)
+    schedule = "constant"
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """The network of :class:`Glyphs` with group normalisation, which keeps no statistics of what is gone."""

@@ -72,6 +72,7 @@ class Letter(Task):
     slots = BLOCKS
     horizon = 20
     steps_per_decision = 60
+    schedule = "cosine"
     batch_size = 128
     learning_rate = 2e-3
 
@@ -93,6 +94,7 @@ class Satellite(Task):
     slots = BLOCKS
     horizon = 20
     steps_per_decision = 40
+    schedule = "cosine"
     learning_rate = 1e-3
     held_out = True
 
@@ -114,6 +116,7 @@ class PenDigits(Task):
     slots = BLOCKS
     horizon = 20
     steps_per_decision = 40
+    schedule = "cosine"
     learning_rate = 1e-3
 
     def load(self) -> Splits:
@@ -137,6 +140,7 @@ class Splice(Task):
     slots = BLOCKS
     horizon = 20
     steps_per_decision = 20
+    schedule = "cosine"
     learning_rate = 1e-3
     held_out = True
 

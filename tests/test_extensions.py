@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from esper.cli import main
 from esper.extensions import look_up
+from esper.network.blueprints import unregister_blueprint
 from esper.tamiyo.policy.registry import make_policy
 from esper.tasks import TASKS
 
@@ -90,6 +92,57 @@ def test_a_policy_is_found_by_module_and_name(directory):
     assert isinstance(make_policy("mine:Patient"), look_up("mine:Patient"))
     with pytest.raises(ValueError, match=r"the module mine .* has no 'other'"):
         make_policy("mine:other")
+
+
+BLOCKS = """
+import torch
+from torch import nn
+from esper import Blueprint, Decision, Op, register_blueprint
+
+@register_blueprint
+class Sine(Blueprint):
+    "A sine of a linear map."
+    name, kinds = "sine", frozenset({"vector"})
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.inside = nn.Linear(spec.channels, spec.channels)
+        self.weight = nn.Parameter(torch.zeros(spec.channels))
+
+    def forward(self, h):
+        return self.weight * torch.sin(self.inside(h))
+
+def rule(run):
+    "A sine into the first slot."
+    if run.decision == 0:
+        return Decision(Op.GERMINATE, 0, "sine")
+    return run.first_allowed(Op.ADVANCE) or run.first_allowed(Op.FOSSILIZE) or Decision()
+"""
+
+SERVE = """
+import sys, torch
+sys.modules["esper"] = None  # it is not there
+program = torch.export.load(sys.argv[1]).module()
+print(tuple(program(torch.randn(5, 13)).shape), any("sin" in str(node.target) for node in program.graph.nodes))
+"""
+
+
+def test_a_blueprint_of_ones_own_is_listed_grown_exported_and_served_without_esper(directory, capsys):
+    (directory / "my_blocks.py").write_text(BLOCKS)
+    (directory / "serve.py").write_text(SERVE)
+    try:
+        assert main(["--import", "my_blocks", "blueprints"]) == 0
+        assert "A sine of a linear map." in capsys.readouterr().out
+        grow = ["grow", "--task", "wine", "--policy", "my_blocks:rule", "--epochs", "4", "--rent", "0", "--out", "run"]
+        assert main(grow) == 0
+        growth = json.loads((directory / "run" / "growth.json").read_text())["growth"]
+        assert [seed["blueprint"] for seed in growth["seeds"] if seed["params"]] == ["sine"]
+    finally:
+        sys.modules.pop("my_blocks", None)
+        unregister_blueprint("sine")
+    serving = [sys.executable, "serve.py", str(next((directory / "run").glob("*.pt2")))]
+    served = subprocess.run(serving, capture_output=True, text=True, check=True, cwd=directory)
+    assert served.stdout == "(5, 3) True\n"
 
 
 def test_every_command_finds_modules_where_it_is_called(directory, capsys):

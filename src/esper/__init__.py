@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from esper.figure import growth_figure
     from esper.growth import Growth, GrowthResult, grown_model, load_grown
     from esper.lifecycle import Op, Stage
+    from esper.network.blueprints import Blueprint, SlotSpec, register_blueprint
     from esper.record import GrowthRecord
     from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
     from esper.tamiyo.policy.registry import load_policy, make_policy
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "Auditions",
+    "Blueprint",
     "Decision",
     "Growth",
     "GrowthRecord",
@@ -34,6 +36,7 @@ __all__ = [
     "Policy",
     "RulePolicy",
     "RunView",
+    "SlotSpec",
     "Splits",
     "Stage",
     "Task",
@@ -43,11 +46,13 @@ __all__ = [
     "load_grown",
     "load_policy",
     "make_policy",
+    "register_blueprint",
     "register_task",
 ]
 
 _HOMES = {
     "Auditions": "esper.auditions",
+    "Blueprint": "esper.network.blueprints",
     "Decision": "esper.actions",
     "Growth": "esper.growth",
     "GrowthRecord": "esper.record",
@@ -57,6 +62,7 @@ _HOMES = {
     "Policy": "esper.tamiyo.policy.protocol",
     "RulePolicy": "esper.tamiyo.policy.protocol",
     "RunView": "esper.tamiyo.policy.protocol",
+    "SlotSpec": "esper.network.blueprints",
     "Splits": "esper.tasks",
     "Stage": "esper.lifecycle",
     "Task": "esper.tasks",
@@ -65,6 +71,7 @@ _HOMES = {
     "load_grown": "esper.growth",
     "load_policy": "esper.tamiyo.policy.registry",
     "make_policy": "esper.tamiyo.policy.registry",
+    "register_blueprint": "esper.network.blueprints",
     "register_task": "esper.tasks",
 }
 """Where each name lives."""

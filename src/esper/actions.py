@@ -29,7 +29,10 @@ BLUEPRINT_NAMES: tuple[str, ...] = (
     "squeeze_excite",
     "attention",
 )
-"""The kinds of module that can be germinated; the order is the action space and never changes."""
+"""The kinds of module that come with Esper; the order is the action space and never changes."""
+
+ALL_BLUEPRINTS: list[str] = list(BLUEPRINT_NAMES)
+"""Those, and after them what has been registered by :func:`esper.register_blueprint`, in that order."""
 
 STYLES: tuple[str, ...] = ("add", "multiply", "gate")
 """How a seed's output joins the host's (see :mod:`esper.network.slot`)."""
@@ -51,14 +54,16 @@ HEADS = HeadTable(
     [
         Head("op", len(Op), choices=tuple(op.name for op in Op)),
         Head("slot", 0, parent="op", used_when={"op": _ADDRESSES_A_SLOT}),
-        Head("blueprint", len(BLUEPRINT_NAMES), "slot", {"op": (Op.GERMINATE,)}, BLUEPRINT_NAMES),
+        Head("blueprint", len(ALL_BLUEPRINTS), "slot", {"op": (Op.GERMINATE,)}, tuple(ALL_BLUEPRINTS)),
         Head("style", len(STYLES), "slot", {"op": (Op.GERMINATE,)}, STYLES),
         Head("tempo", len(TEMPOS), "slot", {"op": _RAMPS}, tuple(TEMPOS)),
         Head("curve", len(CURVES), "slot", {"op": _RAMPS}, CURVES),
         Head("alpha_target", len(ALPHA_TARGETS), "slot", {"op": _SETS_A_TARGET}, tuple(map(str, ALPHA_TARGETS))),
     ]
 )
-"""The heads of a growth decision. Masks: op ``[O]``, slot ``[O, S]``, blueprint ``[S, 13]``, the rest ``[n]``."""
+"""The heads of a growth decision. Masks: op ``[O]``, slot ``[O, S]``, blueprint ``[S, 13]``, the rest ``[n]``.
+
+Where blueprints have been registered the head has one more choice for each, in the order of :data:`ALL_BLUEPRINTS`."""
 
 HEAD_NAMES: tuple[str, ...] = HEADS.names
 """Names of the heads, in the order they are drawn."""
@@ -74,7 +79,7 @@ class Decision:
         op: What to do.
         slot: Path of a slot, or its place among the slots in the order they were named. The name is kept until the
             network, or whoever knows the slots, looks it up.
-        blueprint: One of :data:`BLUEPRINT_NAMES`.
+        blueprint: One of :data:`ALL_BLUEPRINTS`.
         style: One of :data:`STYLES`.
         tempo: One of :data:`TEMPOS`.
         curve: One of :data:`CURVES`.
@@ -132,13 +137,30 @@ class Decision:
             return "WAIT"
         where = slot_names[slot_index(self.slot, slot_names)]
         if self.op is Op.GERMINATE:
-            return f"GERMINATE {BLUEPRINT_NAMES[self.blueprint]} ({STYLES[self.style]}) in {where}"
+            return f"GERMINATE {ALL_BLUEPRINTS[self.blueprint]} ({STYLES[self.style]}) in {where}"
         words = f"{self.op.name} {where}"
         if self.op in _SETS_A_TARGET:
             words += f" to {ALPHA_TARGETS[self.alpha_target]}"
         if self.op in _RAMPS:
             words += f" ({list(TEMPOS)[self.tempo]}, {CURVES[self.curve]})"
         return words
+
+
+def add_blueprint(name: str) -> None:
+    """Give the head ``blueprint`` one more choice, the last."""
+    ALL_BLUEPRINTS.append(name)
+    HEADS.resize("blueprint", tuple(ALL_BLUEPRINTS))
+
+
+def own_blueprints() -> list[str]:
+    """Names of the registered ones, in their order."""
+    return ALL_BLUEPRINTS[len(BLUEPRINT_NAMES) :]
+
+
+def remove_blueprint(name: str) -> None:
+    """Take a choice away that :func:`add_blueprint` gave; those after it move up."""
+    ALL_BLUEPRINTS.remove(name)
+    HEADS.resize("blueprint", tuple(ALL_BLUEPRINTS))
 
 
 def slot_index(slot: int | str, slot_names: Sequence[str]) -> int:

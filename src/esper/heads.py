@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal, get_args
 
@@ -218,6 +218,18 @@ class HeadTable(Sequence[Head]):
     def sizes(self, num_slots: int) -> dict[str, int]:
         """Number of choices of every head when there are ``num_slots`` slots."""
         return {h.name: num_slots if h.points_at_slots else h.num_choices for h in self._heads}
+
+    def resize(self, name: str, choices: tuple[str, ...]) -> None:
+        """Give a head other choices; no other head's use may hang on them.
+
+        Raises:
+            ValueError: If one does.
+        """
+        if any(name in conditions for conditions in self.conditions.values()):
+            raise ValueError(f"the use of other heads hangs on the choices of head '{name}', which must stay")
+        changed = replace(self.named(name), num_choices=len(choices), choices=choices)
+        self._heads = tuple(changed if head.name == name else head for head in self._heads)
+        self._by_name[name] = changed
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._heads[index]

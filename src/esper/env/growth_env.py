@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from esper.actions import BLUEPRINT_NAMES, HEADS, Decision
+from esper.actions import ALL_BLUEPRINTS, HEADS, Decision
 from esper.auditions import Auditions
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.factory import EngineKind, make_engine
@@ -136,7 +136,7 @@ class GrowthVectorEnv(VectorEnv):
         *,
         reward: RewardConfig | None = None,
         budget: int | None = None,
-        blueprints: Sequence[str] = BLUEPRINT_NAMES,
+        blueprints: Sequence[str] = ALL_BLUEPRINTS,
         variants: Variants = NO_VARIANTS,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         num_workers: int | Workers = 1,
@@ -151,9 +151,9 @@ class GrowthVectorEnv(VectorEnv):
             raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
         self.on_illegal = on_illegal
         self.autoreset_mode = _known_mode(autoreset_mode)
-        unknown = sorted(set(blueprints) - set(BLUEPRINT_NAMES))
+        unknown = sorted(set(blueprints) - set(ALL_BLUEPRINTS))
         if unknown:
-            raise ValueError(f"unknown blueprint(s) {unknown}; choose among {', '.join(BLUEPRINT_NAMES)}")
+            raise ValueError(f"unknown blueprint(s) {unknown}; choose among {', '.join(ALL_BLUEPRINTS)}")
         self.task = _find_task(task)
         self.num_envs = num_envs
         self.reward_config = reward or RewardConfig()

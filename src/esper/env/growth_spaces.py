@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
-from esper.actions import BLUEPRINT_NAMES, HEADS
+from esper.actions import ALL_BLUEPRINTS, HEADS
 from esper.observation import PROSPECT_SIZE, UNKNOWN, feature_bounds
 
 
@@ -15,8 +15,8 @@ def observation_space(num_slots: int) -> spaces.Dict:
     return spaces.Dict(
         {
             "features": spaces.Box(low, high, dtype=np.float32),
-            "blueprints": spaces.Box(-1, len(BLUEPRINT_NAMES) - 1, (num_slots,), dtype=np.int64),
-            "prospects": spaces.Box(UNKNOWN, 1, (num_slots, len(BLUEPRINT_NAMES), PROSPECT_SIZE), dtype=np.float32),
+            "blueprints": spaces.Box(-1, len(ALL_BLUEPRINTS) - 1, (num_slots,), dtype=np.int64),
+            "prospects": spaces.Box(UNKNOWN, 1, (num_slots, len(ALL_BLUEPRINTS), PROSPECT_SIZE), dtype=np.float32),
             "action_mask": spaces.Dict(
                 {name: spaces.Box(0, 1, shape, dtype=np.bool_) for name, shape in mask_shapes(num_slots).items()}
             ),

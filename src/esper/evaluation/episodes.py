@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.actions import ALL_BLUEPRINTS, STYLES
 from esper.env.flops import training_flops
 from esper.env.growth_env import GrowthVectorEnv
 from esper.lifecycle import Op
@@ -112,7 +112,7 @@ class _Recorder:
         """The blocks of the network as it is now."""
         slots = zip(self.env.task.slots, self.env.reports[row].reading.slots, strict=True)
         return [
-            (name, BLUEPRINT_NAMES[slot.blueprint], STYLES[slot.style], slot.alpha)
+            (name, ALL_BLUEPRINTS[slot.blueprint], STYLES[slot.style], slot.alpha)
             for name, slot in slots
             if slot.alpha > 0 and slot.style is not None
         ]

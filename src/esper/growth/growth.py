@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 
-from esper.actions import BLUEPRINT_NAMES, Decision
+from esper.actions import ALL_BLUEPRINTS, Decision
 from esper.auditions import Auditions
 from esper.growth import ranks
 from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
@@ -140,7 +140,7 @@ class Growth:
         flops_budget: int | None = None,
         rent: float = 0.02,
         horizon: int | None = None,
-        blueprints: Sequence[str] = BLUEPRINT_NAMES,
+        blueprints: Sequence[str] = ALL_BLUEPRINTS,
         contributions: bool | Evaluate = True,
         governor: bool = True,
         train_samples: int | None = None,

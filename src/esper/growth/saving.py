@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.actions import ALL_BLUEPRINTS, STYLES
 from esper.files import Format, from_plain
 from esper.growth.arguments import unwrap
 from esper.growth.probe import compile_afresh
@@ -43,7 +43,7 @@ class _Seed:
     spec: SlotSpec
 
     def __post_init__(self) -> None:
-        for what, value, known in (("blueprint", self.blueprint, BLUEPRINT_NAMES), ("style", self.style, STYLES)):
+        for what, value, known in (("blueprint", self.blueprint, ALL_BLUEPRINTS), ("style", self.style, STYLES)):
             if value not in known:
                 raise ValueError(f"{what} must be one of {', '.join(known)}, got '{value}'")
         if not 0 < self.alpha <= 1:
@@ -101,7 +101,7 @@ def save_grown(directory: str | os.PathLike[str], model: nn.Module, slots: Mappi
 def _describe(entry: Mapping[str, Any]) -> dict[str, Any]:
     life = entry["life"]
     return {
-        "blueprint": BLUEPRINT_NAMES[life["blueprint"]],
+        "blueprint": ALL_BLUEPRINTS[life["blueprint"]],
         "style": STYLES[life["style"]],
         "alpha": life["alpha"],
         "spec": entry["spec"],
@@ -271,6 +271,6 @@ def _check_weights(model: nn.Module, weights: Mapping[str, Tensor], host: str, p
 
 def _state_of(seed: _Seed, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """A seed that is kept for good."""
-    blueprint, style = BLUEPRINT_NAMES.index(seed.blueprint), STYLES.index(seed.style)
+    blueprint, style = ALL_BLUEPRINTS.index(seed.blueprint), STYLES.index(seed.style)
     life = Life(Stage.FOSSILIZED, blueprint, style, alpha=seed.alpha, alpha_target=seed.alpha, germinations=1)
     return {"spec": asdict(seed.spec), "life": asdict(life), "statistics": {}, "weights": dict(weights)}

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, HEADS, STYLES, TEMPOS, Decision, slot_index
+from esper.actions import (
+    ALL_BLUEPRINTS,
+    ALPHA_TARGETS,
+    CURVES,
+    HEADS,
+    STYLES,
+    TEMPOS,
+    Decision,
+    own_blueprints,
+    slot_index,
+)
 from esper.auditions import Auditions
 from esper.lifecycle import Op, Stage, check_legal, is_legal
 from esper.network import optimizer as surgery
@@ -124,7 +134,7 @@ class GrowingNetwork:
         param_group: surgery.ParamGroup | None = None,
         budget: int | None = None,
         flops_budget: int | None = None,
-        blueprints: Sequence[str] = BLUEPRINT_NAMES,
+        blueprints: Sequence[str] = ALL_BLUEPRINTS,
         seed: int = 0,
         causal: bool | None = None,
         auditions: Auditions | None = None,
@@ -153,7 +163,7 @@ class GrowingNetwork:
         self.host_params = sum(p.numel() for p in model.parameters())
         self.host_gradient_rms: Tensor | None = None
         """Root mean square of the host's gradients at the last measured batch, 0-dim."""
-        self._allowed = np.array([name in blueprints for name in BLUEPRINT_NAMES])
+        self._allowed = np.array([name in blueprints for name in ALL_BLUEPRINTS])
         self._fits = np.array([[b.fits(slot.spec) for b in BLUEPRINTS.values()] for slot in self.slots])
         self._costs = self._price_list(lambda name, spec: max(count_parameters(name, spec, s) for s in STYLES))
         self._flops = self._price_list(count_flops)
@@ -172,7 +182,7 @@ class GrowingNetwork:
         """The price ``[S, 13]`` of each blueprint in each slot; 0 where it does not fit."""
         costs = np.zeros(self._fits.shape, dtype=np.int64)
         for s, b in zip(*np.nonzero(self._fits), strict=True):
-            costs[s, b] = price(BLUEPRINT_NAMES[b], self.slots[s].spec)
+            costs[s, b] = price(ALL_BLUEPRINTS[b], self.slots[s].spec)
         return costs
 
     # ------------------------------------------------------------------------------------------- what there is
@@ -214,7 +224,7 @@ class GrowingNetwork:
     def blueprints_for(self, slot: Slot) -> list[str]:
         """Names of the blueprints that fit a slot and are allowed, whatever the budget says."""
         possible = self._fits[self.slots.index(slot)] & self._allowed
-        return [name for name, fits in zip(BLUEPRINT_NAMES, possible, strict=True) if fits]
+        return [name for name, fits in zip(ALL_BLUEPRINTS, possible, strict=True) if fits]
 
     def _affordable(self) -> np.ndarray:
         """``[S, 13]``: may be germinated as far as the slot's form, the allowed blueprints and the budget go."""
@@ -262,8 +272,8 @@ class GrowingNetwork:
             self._check_blueprint(index, decision.blueprint)
 
     def _check_blueprint(self, index: int, blueprint: int) -> None:
-        slot, name = self.slots[index], BLUEPRINT_NAMES[blueprint]
-        possible = [n for n, ok in zip(BLUEPRINT_NAMES, self._fits[index] & self._allowed, strict=True) if ok]
+        slot, name = self.slots[index], ALL_BLUEPRINTS[blueprint]
+        possible = [n for n, ok in zip(ALL_BLUEPRINTS, self._fits[index] & self._allowed, strict=True) if ok]
         if name not in possible:
             why = f"does not fit {slot.spec}" if not self._fits[index, blueprint] else "is not among those allowed"
             raise ValueError(f"blueprint '{name}' {why} (slot '{slot.name}'); expected one of {', '.join(possible)}")
@@ -346,7 +356,7 @@ class GrowingNetwork:
     def _begin_audition(self, auditions: Auditions, index: int) -> None:
         slot = self.slots[index]
         self.end_audition(index)
-        invited = [b for b in np.flatnonzero(self._affordable()[index]) if auditions.invites(BLUEPRINT_NAMES[b])]
+        invited = [b for b in np.flatnonzero(self._affordable()[index]) if auditions.invites(ALL_BLUEPRINTS[b])]
         slot.life.audition_due = False
         slot.life.auditions += 1
         if not invited:
@@ -356,7 +366,7 @@ class GrowingNetwork:
         slot.nursery = Nursery(
             {
                 int(b): plant(
-                    BLUEPRINT_NAMES[b], slot.spec, "add", entropy=(*entropy, int(b)), device=device, dtype=dtype
+                    ALL_BLUEPRINTS[b], slot.spec, "add", entropy=(*entropy, int(b)), device=device, dtype=dtype
                 )
                 for b in invited
             }
@@ -379,7 +389,7 @@ class GrowingNetwork:
     def latest_auditions(self) -> dict[str, dict[str, float]]:
         """By slot and blueprint, what candidates would take off the loss, as measured since the latest decision."""
         found = {
-            slot.name: {BLUEPRINT_NAMES[b]: result.gain for b, result in slot.life.auditioned.items() if not result.age}
+            slot.name: {ALL_BLUEPRINTS[b]: result.gain for b, result in slot.life.auditioned.items() if not result.age}
             for slot in self.slots
         }
         return {name: gains for name, gains in found.items() if gains}
@@ -448,7 +458,7 @@ class GrowingNetwork:
         return self._plant(slot, decision)
 
     def _plant(self, slot: Slot, decision: Decision) -> Event:
-        blueprint, style = BLUEPRINT_NAMES[decision.blueprint], STYLES[decision.style]
+        blueprint, style = ALL_BLUEPRINTS[decision.blueprint], STYLES[decision.style]
         entropy = (self.seed, self.slots.index(slot), slot.life.germinations)
         device, dtype = form_of(slot, self.model)
         seed = plant(blueprint, slot.spec, style, entropy=entropy, device=device, dtype=dtype)
@@ -551,7 +561,7 @@ class GrowingNetwork:
                 audition=slot.life.auditioned.get(b),
                 auditioning=b in candidates,
             )
-            for b in range(len(BLUEPRINT_NAMES))
+            for b in range(len(ALL_BLUEPRINTS))
         ]
 
     @contextmanager
@@ -640,6 +650,7 @@ class GrowingNetwork:
             "decision": self.decision,
             "seed": self.seed,
             "host_params": self.host_params,
+            "own_blueprints": own_blueprints(),
             "host_gradient_rms": number(self.host_gradient_rms),
             "slots": {slot.name: saved_state.save_slot(slot, self.optimizer) for slot in self.slots},
         }

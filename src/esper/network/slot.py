@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.actions import ALL_BLUEPRINTS, STYLES
 from esper.lifecycle import EMBARGO_DECISIONS, Stage
 from esper.network.alpha import Ramp
 from esper.network.blueprints import SlotSpec
@@ -123,7 +123,7 @@ class Slot:
     @property
     def blueprint(self) -> str | None:
         """Name of the seed's blueprint."""
-        return BLUEPRINT_NAMES[self.life.blueprint] if self.life.blueprint >= 0 else None
+        return ALL_BLUEPRINTS[self.life.blueprint] if self.life.blueprint >= 0 else None
 
     @property
     def style(self) -> str | None:

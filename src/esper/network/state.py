@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.actions import BLUEPRINT_NAMES, STYLES
+from esper.actions import ALL_BLUEPRINTS, STYLES, own_blueprints
 from esper.lifecycle import Stage
 from esper.network import optimizer as surgery
 from esper.network.alpha import Ramp
@@ -61,6 +61,12 @@ def check(state: Mapping[str, Any], slots: Sequence[Slot], host_params: int) -> 
     """Raise ValueError unless ``state`` is that of a network with these slots and as many parameters in its host."""
     if state.get("format") != FORMAT:
         raise ValueError(f"expected the state of a GrowingNetwork, format {FORMAT}; got {state.get('format')!r}")
+    registered = state.get("own_blueprints", [])
+    if registered != own_blueprints()[: len(registered)]:
+        raise ValueError(
+            f"the state was saved where the blueprints {registered} were registered; here are {own_blueprints()}. "
+            "Register the same ones in the same order (import the modules that do) before it is loaded"
+        )
     ours = {slot.name: _form(asdict(slot.spec)) for slot in slots}
     theirs = {name: _form(entry["spec"]) for name, entry in state["slots"].items()}
     if list(ours.items()) != list(theirs.items()) or state["host_params"] != host_params:
@@ -80,7 +86,7 @@ def _rebuild(slot: Slot, entry: Mapping[str, Any], model: nn.Module) -> tuple[Se
     device, dtype = form_of(slot, model)
 
     def seed_of(blueprint: int, style: str, weights: Mapping[str, Tensor]) -> Seed:
-        seed = plant(BLUEPRINT_NAMES[blueprint], slot.spec, style, entropy=(0,), device=device, dtype=dtype)
+        seed = plant(ALL_BLUEPRINTS[blueprint], slot.spec, style, entropy=(0,), device=device, dtype=dtype)
         seed.load_state_dict(weights)
         return seed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from esper.actions import BLUEPRINT_NAMES
+from esper.actions import ALL_BLUEPRINTS
 from esper.observation.fields import (
     PROSPECT_FIELDS,
     PROSPECT_SIZE,
@@ -49,7 +49,7 @@ def encode(run: RunReading) -> tuple[np.ndarray, np.ndarray]:
 
 def encode_prospects(run: RunReading) -> np.ndarray:
     """What is known of every blueprint in every slot, float32 ``[S, 13, P]``, known values in [-1, 1]."""
-    encoded = np.full((len(run.slots), len(BLUEPRINT_NAMES), PROSPECT_SIZE), UNKNOWN, dtype=np.float32)
+    encoded = np.full((len(run.slots), len(ALL_BLUEPRINTS), PROSPECT_SIZE), UNKNOWN, dtype=np.float32)
     for s, slot in enumerate(run.slots):
         for b, prospect in enumerate(slot.prospects):
             encoded[s, b] = [f.encode(prospect, slot, run) for f in PROSPECT_FIELDS]

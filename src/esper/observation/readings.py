@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from esper.actions import BLUEPRINT_NAMES
+from esper.actions import ALL_BLUEPRINTS
 from esper.lifecycle import Stage
 
 Number = TypeVar("Number")
@@ -108,12 +108,12 @@ class SlotReading(SlotState, SlotStatistics[float]):
     @property
     def auditioning(self) -> list[str]:
         """Names of the blueprints whose candidates train in the slot's nursery."""
-        return [BLUEPRINT_NAMES[b] for b, prospect in enumerate(self.prospects) if prospect.auditioning]
+        return [ALL_BLUEPRINTS[b] for b, prospect in enumerate(self.prospects) if prospect.auditioning]
 
     @property
     def blueprint_name(self) -> str | None:
         """Name of the seed's blueprint; ``None`` in an empty slot."""
-        return BLUEPRINT_NAMES[self.blueprint] if self.blueprint >= 0 else None
+        return ALL_BLUEPRINTS[self.blueprint] if self.blueprint >= 0 else None
 
 
 @dataclass(kw_only=True)

@@ -86,6 +86,7 @@ class GlyphTransformer(Glyphs):
     description = "glyphs, read by a small vision transformer"
     slots = BLOCKS
     learning_rate = 1e-3
+    schedule = "constant"
 
     def build_host(self, width: float = 1.0, depth: int = 1) -> nn.Module:
         """Three transformer blocks of 48 channels over 4×4 positions, after a stem of convolutions."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
-from esper.actions import BLUEPRINT_NAMES
+from esper.actions import ALL_BLUEPRINTS
 from esper.env.engine.engine import Engine
 from esper.env.engine.loop import LoopEngine
 from esper.env.engine.stacked import StackedEngine
@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def make_engine(
-    task: Task, num_hosts: int, *, kind: EngineKind = "auto", blueprints: Sequence[str] = BLUEPRINT_NAMES
+    task: Task, num_hosts: int, *, kind: EngineKind = "auto", blueprints: Sequence[str] = ALL_BLUEPRINTS
 ) -> Engine:
     """An engine for ``num_hosts`` hosts of a task.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from esper.actions import BLUEPRINT_NAMES, Decision
+from esper.actions import ALL_BLUEPRINTS, Decision
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.run import ATTRIBUTION_SAMPLES, Run, build_episode_host
 from esper.env.episode import Episode
@@ -92,7 +92,7 @@ class HostRun(Run):
 class LoopEngine(Engine):
     """K :class:`HostRun`, one after the other."""
 
-    def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = BLUEPRINT_NAMES) -> None:
+    def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = ALL_BLUEPRINTS) -> None:
         self.task = task
         self.num_hosts = num_hosts
         self.slot_names = task.slots

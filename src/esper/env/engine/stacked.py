@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esper.actions import BLUEPRINT_NAMES, Decision
+from esper.actions import ALL_BLUEPRINTS, Decision, own_blueprints
 from esper.env.engine.engine import Engine, RowReport
 from esper.env.engine.run import ATTRIBUTION_SAMPLES, build_episode_host
 from esper.env.engine.stacking.compatibility import check_stackable, structure
@@ -46,10 +46,10 @@ class StackedEngine(Engine):
         blueprints: Names of the blueprints that may be germinated.
 
     Raises:
-        ValueError: If the task's host cannot be stacked; use the loop engine then.
+        ValueError: If the task's host, or one of the blueprints, cannot be stacked; use the loop engine then.
     """
 
-    def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = BLUEPRINT_NAMES) -> None:
+    def __init__(self, task: Task, num_hosts: int, blueprints: Sequence[str] = ALL_BLUEPRINTS) -> None:
         self.task = task
         self.num_hosts = num_hosts
         self.slot_names = task.slots
@@ -57,6 +57,8 @@ class StackedEngine(Engine):
         self.runs: dict[int, StackedRun] = {}
         self._stacks: dict[Any, HostStack] = {}
         self._stack_of: dict[int, HostStack] = {}
+        if own := sorted(set(own_blueprints()) & set(blueprints)):
+            raise ValueError(f"the blueprints {', '.join(own)} have no rule for stacked hosts; use engine='loop'")
         check_stackable(task)
 
     def reset(self, episodes: Mapping[int, Episode]) -> dict[int, RowReport]:

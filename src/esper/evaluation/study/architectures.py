@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, STYLES, TEMPOS, Decision
+from esper.actions import ALL_BLUEPRINTS, ALPHA_TARGETS, STYLES, TEMPOS, Decision
 from esper.env.engine.loop import HostRun
 from esper.env.episode import NO_VARIANTS, Episode
 from esper.env.flops import training_flops
@@ -34,7 +34,7 @@ class Architecture:
         for name, blueprint, style, alpha in self.blocks:
             slot = task.slots.index(name)
             target = int(np.argmin(np.abs(np.subtract(ALPHA_TARGETS, alpha))))
-            kind = BLUEPRINT_NAMES.index(blueprint)
+            kind = ALL_BLUEPRINTS.index(blueprint)
             decisions += [
                 Decision(Op.GERMINATE, slot, kind, STYLES.index(style)),
                 Decision(Op.ADVANCE, slot, tempo=_INSTANT, alpha_target=target),
@@ -85,7 +85,7 @@ def episode_of(task: Task, seed: int, rent: float) -> Episode:
 
 def untrained(task: Task, episode: Episode, architecture: Architecture) -> HostRun:
     """The run of an episode with the blocks in place, before the first step of training."""
-    run = HostRun(task, episode, BLUEPRINT_NAMES)
+    run = HostRun(task, episode, ALL_BLUEPRINTS)
     for decision in architecture.decisions(task):
         run.network.step(decision)
     return run

@@ -79,7 +79,7 @@ class SlotSpec:
 class Blueprint(nn.Module):
     """A kind of module that can be germinated: it maps a slot's output h to ``delta``, of the same shape.
 
-    Every blueprint keeps three promises (``tests/growth`` checks them for all):
+    Every blueprint keeps three promises; :func:`esper.register_blueprint` asks for them:
 
     - *identity at birth*: its last layer starts at zero, so delta is exactly 0, and the gradient reaches that layer at
       the first backward pass;
@@ -95,7 +95,7 @@ class Blueprint(nn.Module):
     """
 
     name: ClassVar[str]
-    """Its row in :data:`esper.actions.BLUEPRINT_NAMES`."""
+    """Its row in :data:`esper.actions.ALL_BLUEPRINTS`."""
     kinds: ClassVar[frozenset[Kind]] = frozenset(KINDS)
     """The kinds of slot it fits."""
     mixes: ClassVar[bool] = False

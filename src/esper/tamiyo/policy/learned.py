@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from esper.actions import HEADS
+from esper.actions import ALL_BLUEPRINTS
 from esper.auditions import Auditions
 from esper.lifecycle import Op
 from esper.observation import RUN_SIZE, SLOT_SIZE
@@ -69,10 +69,11 @@ class LearnedPolicy:
             features = features[self._rng.permutation(len(features))]
         if self.foreign_observations:
             features = self._foreign(len(features), num_slots=np.shape(observation["blueprints"])[1])
+        masks = {h: np.asarray(m, dtype=bool) for h, m in observation["action_mask"].items()}
         inputs = PolicyInput(
             features=torch.as_tensor(features),
-            blueprint_indices=torch.as_tensor(np.asarray(observation["blueprints"], dtype=np.int64)),
-            masks={h: torch.as_tensor(np.asarray(m, dtype=bool)) for h, m in observation["action_mask"].items()},
+            blueprint_indices=torch.as_tensor(self._known_blueprints(observation)),
+            masks={h: torch.as_tensor(m) for h, m in self._known_choices(masks).items()},
             parts=self._prospects(observation),
         )
         out = self.bundle.act(inputs, self._hidden, self.deterministic, self._generator)
@@ -94,19 +95,45 @@ class LearnedPolicy:
             Reason(
                 probabilities={
                     head.name: _by_choice(found[head.name][row], head.choices or slot_names)
-                    for head in HEADS
-                    if HEADS.is_used(head.name, {"op": taken})
+                    for head in self.bundle.heads
+                    if self.bundle.heads.is_used(head.name, {"op": taken})
                 },
                 op_values={op.name: float(out.op_values[row, op]) for op in Op if allowed[row, op]},
             )
             for row, taken in enumerate(out.sampled_op.tolist())
         ]
 
+    @property
+    def _num_blueprints(self) -> int:
+        """How many the policy was trained with; those that have been registered since come after them."""
+        return self.bundle.heads.named("blueprint").num_choices
+
+    def _known_blueprints(self, observation: Observation) -> np.ndarray:
+        indices = np.asarray(observation["blueprints"], dtype=np.int64)
+        if (indices >= self._num_blueprints).any():
+            unknown = sorted({ALL_BLUEPRINTS[i] for i in indices[indices >= self._num_blueprints]})
+            raise ValueError(
+                f"a slot holds {' and '.join(unknown)}, which this policy was trained without; let a rule go on, or "
+                "train a policy where it is registered"
+            )
+        return indices
+
+    def _known_choices(self, masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The masks without blueprints that the policy was trained without, and without slots that take no other."""
+        known = masks["blueprint"][..., : self._num_blueprints]
+        if known.shape == masks["blueprint"].shape:
+            return masks
+        op, slot = masks["op"].copy(), masks["slot"].copy()
+        slot[:, Op.GERMINATE] &= known.any(axis=-1)
+        op[:, Op.GERMINATE] &= slot[:, Op.GERMINATE].any(axis=-1)
+        return {**masks, "op": op, "slot": slot, "blueprint": known}
+
     def _prospects(self, observation: Observation) -> dict[str, torch.Tensor]:
         """What describes the blueprints, where the policy reads it."""
         if self.bundle.network.prospects is None or PROSPECTS not in observation:
             return {}
-        return {PROSPECTS: torch.as_tensor(np.asarray(observation[PROSPECTS], dtype=np.float32))}
+        described = np.asarray(observation[PROSPECTS], dtype=np.float32)[:, :, : self._num_blueprints]
+        return {PROSPECTS: torch.as_tensor(described)}
 
     def _foreign(self, num_runs: int, num_slots: int) -> np.ndarray:
         """What other runs showed at this decision, [num_runs, 24 + 34·num_slots]."""

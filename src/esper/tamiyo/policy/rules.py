@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from esper.actions import ALPHA_TARGETS, BLUEPRINT_NAMES, CURVES, STYLES, TEMPOS, Decision
+from esper.actions import ALL_BLUEPRINTS, ALPHA_TARGETS, CURVES, STYLES, TEMPOS, Decision, own_blueprints
 from esper.auditions import Auditions
 from esper.lifecycle import Op, Stage
 from esper.observation import CONTRIBUTION_SCALE, gain_of
@@ -52,7 +52,7 @@ class FixedSchedulePolicy(RulePolicy):
 
     def __init__(self, blueprint: str = "conv", training_decisions: int = 1) -> None:
         super().__init__()
-        self.blueprint = BLUEPRINT_NAMES.index(blueprint)
+        self.blueprint = ALL_BLUEPRINTS.index(blueprint)
         self.training_decisions = training_decisions
 
     def decide(self, run: RunView) -> Decision:
@@ -71,6 +71,9 @@ class FixedSchedulePolicy(RulePolicy):
         return run.first_allowed(Op.FOSSILIZE) or _nothing_to_do(run)
 
 
+_FROM_THE_LARGEST = ("conv_large", "conv", "depthwise", "gated_mlp", "mlp", "lora")
+
+
 class HeuristicPolicy(RulePolicy):
     """Fills the slots with a strong kind of block, puts each on probation, and keeps what pays for its rent.
 
@@ -79,7 +82,8 @@ class HeuristicPolicy(RulePolicy):
     the next candidate is tried. A slot whose candidates have all failed stays empty.
 
     Args:
-        candidates: Blueprints in the order in which they are tried.
+        candidates: Blueprints in the order in which they are tried; by default those that have been registered by
+            :func:`esper.register_blueprint`, and then six kinds from the largest on.
         training_decisions: Decisions a seed trains in isolation.
         probation: Decisions a seed is held before it is judged.
         margin: Contribution (in points of score, 0.01 is one point) that a seed must bring beyond its rent.
@@ -87,13 +91,14 @@ class HeuristicPolicy(RulePolicy):
 
     def __init__(
         self,
-        candidates: tuple[str, ...] = ("conv_large", "conv", "depthwise", "gated_mlp", "mlp", "lora"),
+        candidates: tuple[str, ...] | None = None,
         training_decisions: int = 1,
         probation: int = 3,
         margin: float = 0.0,
     ) -> None:
         super().__init__()
-        self.candidates = tuple(BLUEPRINT_NAMES.index(name) for name in candidates)
+        names = (*own_blueprints(), *_FROM_THE_LARGEST) if candidates is None else candidates
+        self.candidates = tuple(ALL_BLUEPRINTS.index(name) for name in names)
         self.training_decisions = training_decisions
         self.probation = probation
         self.margin = margin

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.actions import BLUEPRINT_NAMES
+from esper.actions import ALL_BLUEPRINTS
 from esper.env.engine.run import Run
 from esper.env.engine.stacking.adam import StackedAdam
 from esper.env.engine.stacking.pool import Member, ParameterPool, Saved
@@ -98,7 +98,7 @@ class SeedKind:
 
     def __init__(self, blueprint: int, spec: SlotSpec, *, dtype: torch.dtype, device: torch.device) -> None:
         with torch.device("meta"):
-            self.template = Template(build_blueprint(BLUEPRINT_NAMES[blueprint], spec))
+            self.template = Template(build_blueprint(ALL_BLUEPRINTS[blueprint], spec))
         shapes = {f"blueprint.{name}": shape for name, shape in self.template.shapes.items()}
         gate = {f"style.{name}": torch.Size([spec.channels]) for name in ("weight", "bias")}
         self.pool = ParameterPool(shapes | gate, dtype=dtype, device=device)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import esper
+from esper.actions import own_blueprints
+from esper.network.blueprints import unregister_blueprint
 from esper.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +34,10 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch)
         for block in python_blocks(page):
             exec(compile(block, str(page), "exec"), namespace)
     finally:
-        # A page's own task leaves with the page, and so does its run: in a measured batch it keeps the process from
-        # compiling.
+        # A page's own task and blueprints leave with the page, and so does its run: in a measured batch it keeps the
+        # process from compiling.
+        for name in own_blueprints():
+            unregister_blueprint(name)
         TASKS.clear()
         TASKS.update(tasks)
         namespace.clear()

@@ -255,13 +255,13 @@ def test_what_contributes_more_than_its_rent_is_kept(make):
 
 
 def test_what_contributes_less_than_its_rent_is_pruned():
-    growth = regression().grow(rent=2.0)
+    growth = regression().grow(rent=2.0, policy="heuristic")
     assert not any("FOSSILIZE" in step.decided for step in growth.history)
     assert any("PRUNE" in step.decided for step in growth.history)
 
 
 def test_below_a_constant_guess_seeds_are_told_apart_and_the_run_goes_on():
-    growth = regression().grow()
+    growth = regression().grow(policy="heuristic")
     scores = [step.score for step in growth.history]
     assert scores[0] < -1
     assert scores[-1] > 0.2

@@ -62,8 +62,9 @@ class GrowCommand:
     """Factor on the host's channels."""
     depth: int = 1
     """Layers in each of the host's blocks."""
-    policy: str = "heuristic"
-    """heuristic, audition, fixed, random, wait, tamiyo, or the directory of a trained policy."""
+    policy: str = "tamiyo"
+    """tamiyo (the one that comes with Esper), heuristic, audition, fixed, random, wait, or the directory of a trained
+    policy."""
     budget: int | None = 5000
     """Cap on added parameters."""
     flops_budget: int | None = None

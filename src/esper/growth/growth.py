@@ -44,7 +44,7 @@ from esper.network.propose import propose_slots
 from esper.network.seed import Seed
 from esper.network.slot import Slot
 from esper.tamiyo.policy.protocol import Actions, Observation, Policy, Reason
-from esper.tamiyo.policy.registry import Rule, make_policy
+from esper.tamiyo.policy.registry import Rule, default_policy, make_policy
 
 if TYPE_CHECKING:
     from esper.figure import Drawing
@@ -84,9 +84,10 @@ class Growth:
             proposed, and printed.
         example_input: What the model is called with, to see what the slots carry: a tensor, a tuple (positional
             arguments) or a mapping (keyword arguments).
-        policy: Who decides: a name (``"heuristic"``, ``"audition"``, ``"fixed"``, ``"random"``, ``"wait"``,
-            ``"tamiyo"``), the directory of a trained Tamiyo, a policy, or a function from
-            :class:`~esper.tamiyo.policy.protocol.RunView` to :class:`~esper.actions.Decision`.
+        policy: Who decides: a name (``"tamiyo"``, ``"heuristic"``, ``"audition"``, ``"fixed"``, ``"random"``,
+            ``"wait"``), the directory of a trained Tamiyo, a policy, or a function from
+            :class:`~esper.tamiyo.policy.protocol.RunView` to :class:`~esper.actions.Decision`. By default the Tamiyo
+            that comes with Esper where ``horizon`` is given, since it plans with that, and else the heuristic.
         budget: Cap on added parameters at any time, seeds in training counted, candidates of auditions not; ``None``
             for no cap.
         flops_budget: Cap on added FLOPs of a forward pass over one sample.
@@ -134,7 +135,7 @@ class Growth:
         *,
         slots: Sequence[str] | str = "auto",
         example_input: Any,
-        policy: str | Path | Policy | Rule = "heuristic",
+        policy: str | Path | Policy | Rule | None = None,
         param_group: ParamGroup | None = None,
         budget: int | None = None,
         flops_budget: int | None = None,
@@ -161,7 +162,7 @@ class Growth:
             chance_loss=chance_loss,
         )
         check_optimizer(optimizer, host)
-        self.policy = make_policy(policy)
+        self.policy = make_policy(default_policy(horizon) if policy is None else policy)
         self.example_input = example_input
         self.optimizer = optimizer
         names = propose_slots(host, example_input) if slots == "auto" else slots

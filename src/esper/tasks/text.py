@@ -90,7 +90,6 @@ class LibraryLM(CharacterTask):
     description = "next character of Python's standard library, 64 characters a sample (18 modules)"
     horizon = 20
     steps_per_decision = 40
-    schedule = "cosine"
     batch_size = 32
     text = "library.py.txt"
     length = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from esper.tamiyo.networks.factored_lstm import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
@@ -42,3 +43,11 @@ def test_what_has_no_card_has_no_known_tasks(saved, monkeypatch):
 def test_an_unknown_name_is_refused_by_all(ask):
     with pytest.raises(ValueError, match=r"unknown policy 'tamyo': .*did you mean tamiyo"):
         ask("tamyo")
+
+
+def test_making_a_policy_moves_nobodys_random_state():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for name in POLICIES:
+        make_policy(name)
+        assert torch.equal(torch.get_rng_state(), before), name

@@ -488,7 +488,8 @@ class LSTMPolicyBundle:
         described = from_plain(_Description, description, path)
         weights = _with_prefix(tensors, _NETWORK)
         _check_weights(weights, described.network, encoders, path)
-        network = FactoredRecurrentActorCritic(described.network, encoders=encoders)
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, only to be replaced
+            network = FactoredRecurrentActorCritic(described.network, encoders=encoders)
         if heads is not None and network.heads != heads:
             raise ValueError(
                 f"'{path}' was saved with another heads table: expected {_described(heads)}, "

@@ -38,6 +38,17 @@ Rule = Callable[[RunView], Decision]
 """A rule as a plain function: what is seen of one run in, one decision out."""
 
 
+def default_policy(horizon: int | None) -> str:
+    """Name of the controller that decides where none is named: Tamiyo, or the heuristic in a run of unknown length.
+
+    Tamiyo plans with the length of the run; the heuristic needs none.
+
+    Args:
+        horizon: Decisions in the run, if known.
+    """
+    return "heuristic" if horizon is None else "tamiyo"
+
+
 class FunctionPolicy(RulePolicy):
     """A plain function as a policy."""
 

@@ -48,3 +48,8 @@ def same(a, b):
     """Whether two nests of arrays are equal bit for bit."""
     a, b = flat(a), flat(b)
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def linear_price(outcome):
+    """A point of score for every hundredth of the host that is added."""
+    return outcome.score - (outcome.params - outcome.host_params) / outcome.host_params

@@ -10,6 +10,7 @@ import gymnasium as gym
 import pytest
 
 from esper.cli import main
+from esper.env.reward import OBJECTIVES
 from esper.extensions import look_up
 from esper.network.blueprints import unregister_blueprint
 from esper.tamiyo.policy.registry import make_policy
@@ -157,3 +158,39 @@ def test_every_command_finds_modules_where_it_is_called(directory, capsys):
     finally:
         sys.modules.pop("my_envs", None)
         gym.registry.pop("Mine-v0", None)
+
+
+AIMS = """
+import random
+from esper import register_objective
+from esper.tasks import get_task, register_task
+
+@register_objective
+def small(outcome):
+    return -outcome.params / outcome.host_params
+
+def noise(outcome):
+    return random.random()
+
+@register_task
+class Mine(type(get_task("wine"))):
+    name, description, horizon, steps_per_decision = "mine", "a short wine of my own", 3, 2
+"""
+
+
+def test_an_objective_of_ones_own_trains_a_controller(directory, capsys):
+    (directory / "my_aims.py").write_text(AIMS)
+    train = ["train", "--import", "my_aims", "--task", "mine", "--num-envs", "2", "--updates", "1", "--quiet"]
+    train += ["--eval-episodes", "2", "--num-workers", "1", "--ppo.epochs", "1", "--out"]
+    try:
+        assert main([*train, "run", "--objective", "small"]) == 0
+        rows = json.loads((directory / "run" / "comparison.json").read_text())["rows"]
+        host = next(row["total_params"]["estimate"] for row in rows if row["arm"] == "host alone")
+        for row in rows:
+            assert row["J"]["estimate"] == pytest.approx(-row["total_params"]["estimate"] / host), row["arm"]
+        assert main([*train, "other", "--objective", "my_aims:noise"]) == 2
+        assert "rewards telescope only if it depends on the outcome alone" in capsys.readouterr().err
+        assert not (directory / "other").exists()
+    finally:
+        sys.modules.pop("my_aims", None)
+        OBJECTIVES.pop("small", None)

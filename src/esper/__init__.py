@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from esper.actions import Decision
     from esper.auditions import Auditions
     from esper.env.growth_env import GrowthVectorEnv
+    from esper.env.reward import Outcome, register_objective
     from esper.figure import growth_figure
     from esper.growth import Growth, GrowthResult, grown_model, load_grown
     from esper.lifecycle import Op, Stage
@@ -33,6 +34,7 @@ __all__ = [
     "GrowthResult",
     "GrowthVectorEnv",
     "Op",
+    "Outcome",
     "Policy",
     "RulePolicy",
     "RunView",
@@ -47,6 +49,7 @@ __all__ = [
     "load_policy",
     "make_policy",
     "register_blueprint",
+    "register_objective",
     "register_task",
 ]
 
@@ -59,6 +62,7 @@ _HOMES = {
     "GrowthResult": "esper.growth",
     "GrowthVectorEnv": "esper.env.growth_env",
     "Op": "esper.lifecycle",
+    "Outcome": "esper.env.reward",
     "Policy": "esper.tamiyo.policy.protocol",
     "RulePolicy": "esper.tamiyo.policy.protocol",
     "RunView": "esper.tamiyo.policy.protocol",
@@ -72,6 +76,7 @@ _HOMES = {
     "load_policy": "esper.tamiyo.policy.registry",
     "make_policy": "esper.tamiyo.policy.registry",
     "register_blueprint": "esper.network.blueprints",
+    "register_objective": "esper.env.reward",
     "register_task": "esper.tasks",
 }
 """Where each name lives."""

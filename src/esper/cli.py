@@ -150,7 +150,8 @@ def _overview() -> str:
         "Grow PyTorch networks while they train, steered by a policy that has learned how.\n\n"
         f"{commands}\n\n"
         "`esper COMMAND --help` shows the options of a command, `esper --version` the version. With any command,\n"
-        "`--import MODULE` first imports a module of your own, which registers tasks or policies."
+        "`--import MODULE` first imports a module of your own, which registers tasks, blueprints, objectives\n"
+        "or policies."
     )
 
 

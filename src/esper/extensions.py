@@ -1,7 +1,8 @@
 """Modules of the user's own that register what is theirs: imported by ``--import``, and by every worker process.
 
-A blueprint, task, host or policy is registered where it is defined; the command line knows it once its module has been
-imported. The directory in which the command is called is looked in, too, as with ``python -m``.
+A blueprint, task (data and host), objective or policy is registered where it is defined; the command line knows it
+once its module has been imported. The directory in which the command is called is looked in, too, as with
+``python -m``.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from esper.auditions import Auditions
 from esper.env.engine.ray_workers import RayWorkers
 from esper.env.episode import NO_VARIANTS, Variants
 from esper.env.growth_env import GrowthVectorEnv
-from esper.env.reward import RewardConfig
+from esper.env.reward import RewardConfig, score_less_rent
 from esper.evaluation import Table, compare, evaluation_seeds, names, validation_objectives
 from esper.files import from_plain, is_unused, locked, read_json, write_json_atomic
 from esper.observation import PROSPECT_SIZE
@@ -78,6 +78,9 @@ class TamiyoConfig:
     waste: float = 0.0
     """Price of wasted compute (pruned seeds, measured contributions), in points of score for as many FLOPs as the host
     alone takes; the comparison at the end does without."""
+    objective: str = score_less_rent.__name__
+    """What a run is worth: the name of an objective that is registered, or `module:name` of a function of your own. It
+    takes an `esper.Outcome` (score, parameters, those of the host, rent) and sees nothing else."""
     budget: int | None = None
     """Cap on added parameters of each network; none by default."""
     auditions: int = 0
@@ -131,7 +134,7 @@ class TamiyoConfig:
             raise ValueError(f"ray_workers must be 0 or more, got {self.ray_workers}")
         if self.address is not None and not self.ray_workers:
             raise ValueError(f"the address '{self.address}' is of use to Ray workers only; say how many")
-        RewardConfig(rent=self.rent, waste=self.waste)
+        RewardConfig(rent=self.rent, waste=self.waste, objective=self.objective)
         check_trackers(self.track)
         if self.auditions < 0:
             raise ValueError(f"auditions must last 0 decisions or more, got {self.auditions}")
@@ -260,7 +263,7 @@ def _train(
     config: TamiyoConfig, policy: LSTMPolicyBundle | None, directory: Path | None, watcher: Watcher, *, resume: bool
 ) -> TrainedTamiyo:
     """Train, from ``policy`` on if there is one, choose how it decides, and keep it."""
-    reward = RewardConfig(rent=config.rent, waste=config.waste)
+    reward = RewardConfig(rent=config.rent, waste=config.waste, objective=config.objective)
     envs = [_make_env(config, name, config.num_envs, reward=reward, variants=config.variants) for name in config.task]
     policy = _living_by_auditions(config, policy)
     options = TrainConfig(
@@ -319,7 +322,7 @@ def _evaluation(
 ) -> Iterator[tuple[list[GrowthVectorEnv], list[int]]]:
     """Environments for every task, and the seeds of their episodes."""
     conditions: dict[str, Any] = {
-        "reward": RewardConfig(rent=config.rent),
+        "reward": RewardConfig(rent=config.rent, objective=config.objective),
         "variants": dataclasses.replace(config.variants, horizon=None),
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }

@@ -29,7 +29,7 @@ from esper.env.flops import ComputeMeter
 from esper.env.growth_spaces import action_space, observation_space
 from esper.env.reward import Objective, RewardConfig
 from esper.lifecycle import IllegalMoveError
-from esper.observation import encode, encode_prospects, size_ratio
+from esper.observation import encode, encode_prospects
 from esper.tasks import Task, get_task
 
 
@@ -70,12 +70,14 @@ class Row:
     def rewards(self, slot_names: Sequence[str], *, done: bool) -> tuple[float, float]:
         """What the latest decision paid, under the row's rent and under its other rent (0 where there is none)."""
         reading, waste = self.report.reading, self._waste(slot_names)
-        ratio, rolled_back = size_ratio(reading), reading.rolled_back
+        params, host_params = reading.host_params + reading.added_params, reading.host_params
 
         def paid(objective: Objective | None) -> float:
             if objective is None:
                 return 0.0
-            return objective.reward(self.report.score, ratio, rolled_back=rolled_back, done=done, waste=waste)
+            return objective.reward(
+                self.report.score, params, host_params, rolled_back=reading.rolled_back, done=done, waste=waste
+            )
 
         return paid(self.objective), paid(self.other_objective)
 
@@ -97,7 +99,7 @@ class GrowthVectorEnv(VectorEnv):
     Args:
         num_envs: Number of hosts K.
         task: Name of a task, or a task.
-        reward: Kind of reward, and the prices of parameters, rollbacks and wasted compute.
+        reward: Kind of reward, the prices of parameters, rollbacks and wasted compute, and Φ if it is one of your own.
         budget: Cap on added parameters; ``None`` for no cap.
         blueprints: Names of the blueprints that may be germinated; all others are masked.
         variants: Ranges from which each episode draws its conditions.

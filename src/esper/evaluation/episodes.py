@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode
 from esper.actions import ALL_BLUEPRINTS, STYLES
 from esper.env.flops import training_flops
 from esper.env.growth_env import GrowthVectorEnv
+from esper.env.reward import Outcome, find_objective, score_less_rent
 from esper.lifecycle import Op
-from esper.observation import doublings
 from esper.tamiyo.policy.protocol import Actions, Observation, Policy
 
 OnDecision = Callable[[int, int], None]
@@ -34,7 +34,7 @@ class EpisodeResult:
     arm: str
     seed: int
     J: float
-    """Objective on validation data: score − rent · log2(parameters / host parameters) − penalties."""
+    """Objective on validation data, less penalties."""
     score: float
     """Validation score of the final network, in [0, 1]."""
     test_score: float
@@ -58,6 +58,8 @@ class EpisodeResult:
     """Price of a doubling of parameters, in points of score."""
     features: list[list[float]] = field(default_factory=list)
     """What the controller saw at every decision, [T, 24 + 34·S]; empty where it was not kept."""
+    objective: str = score_less_rent.__name__
+    """What the run was worth, by name: Φ of its score and its parameters (:mod:`esper.env.reward`)."""
 
     @property
     def total_params(self) -> int:
@@ -66,8 +68,9 @@ class EpisodeResult:
 
     @property
     def test_J(self) -> float:
-        """Objective on test data: test score − rent · log2(parameters / host parameters)."""
-        return self.test_score - self.rent * doublings(self.host_params, self.added_params)
+        """Objective on test data: Φ of the test score."""
+        outcome = Outcome(self.test_score, self.total_params, self.host_params, self.rent)
+        return float(find_objective(self.objective)(outcome))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; :func:`esper.files.from_plain` reads it back."""
@@ -175,6 +178,7 @@ def run_episodes(
             train_flops=training_flops(env.task, env.episodes[row], recorder.slots[row], recorder.auditions[row]),
             rent=env.episodes[row].rent,
             features=recorder.features[row],
+            objective=env.reward_config.objective,
         )
         for row in range(env.num_envs)
     ]

@@ -37,7 +37,7 @@ def objective(result: EpisodeResult) -> float:
 
 
 def objective_on_test(result: EpisodeResult) -> float:
-    """J on test data: the score less the rent for the parameters."""
+    """J on test data: as a rule the score less the rent for the parameters."""
     return result.test_J
 
 

@@ -43,11 +43,11 @@ def write_page(directory: Path) -> Path:
 
 def _comparison(directory: Path) -> None:
     study = open_study(directory)
-    missing = [unit for unit in study.units if not study.path(unit).is_file()]
+    missing = [unit for unit in study.units if not study.is_finished(unit)]
     if missing:
         raise FileNotFoundError(
             f"{directory}: of this comparison {len(missing)} pieces are missing ({' on '.join(missing[0][::-1])} and "
-            "others); finish it by `esper compare` with the same settings and --out"
+            f"others); finish it by `esper compare --resume {directory}`"
         )
     write_report(study)
 

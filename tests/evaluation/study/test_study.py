@@ -3,6 +3,9 @@
 import json
 import shutil
 import subprocess
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from episodes import quick_task
 from esper.cli import main
 from esper.env.growth_env import GrowthVectorEnv
 from esper.evaluation import EpisodeResult, run_episodes
-from esper.evaluation.study import Study, StudyConfig, write_report
+from esper.evaluation.study import Bench, Study, StudyConfig, add_seeds, figures, open_study, write_report
 from esper.evaluation.study.architectures import (
     Architecture,
     EarliestGrowth,
@@ -24,8 +27,9 @@ from esper.evaluation.study.verdicts import too_few_seeds
 from esper.files import from_plain
 from esper.simic.training.config import NetworkOptions
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from esper.tamiyo.policy.registry import make_policy
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
-from esper.tasks import get_task
+from esper.tasks import TASKS, get_task
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -159,6 +163,104 @@ def test_a_study_goes_on_where_it_stopped(finished):
     assert main(arguments) == 0
     assert kept.stat().st_mtime_ns == before
     assert lost.read_bytes() == again
+
+
+def test_every_arm_is_in_the_legend_which_is_whole_and_no_axis_has_an_offset(finished, tmp_path, monkeypatch):
+    drawn = []
+
+    class Seen(figures.Figure):
+        def savefig(self, *args, **kwargs):
+            super().savefig(*args, **kwargs)
+            drawn.append(self)
+
+    monkeypatch.setattr(figures, "Figure", Seen)
+    write_report(open_study(shutil.copytree(finished[0], tmp_path / "out")))
+    for figure in drawn:
+        legend = figure.legends[0].get_window_extent()
+        assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= legend.y0 < legend.y1 <= figure.bbox.y1
+        assert [axes.yaxis.get_offset_text().get_text() for axes in figure.axes] == [""] * len(figure.axes)
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert {"audition", "gromo", "episodes:eager", "Tamiyo, observations of other tasks"} - set(labels) <= {"gromo"}
+    front = drawn[2].axes[0].get_ylim()
+    assert front[1] - front[0] >= 0.02, "a difference of nothing looks like one"
+
+
+@pytest.fixture
+def short_tasks(monkeypatch):
+    """Two tasks of few and short decisions."""
+    for name in ("wine", "spirals"):
+        short = type(name, (TASKS[name],), {"name": f"short_{name}", "horizon": 4, "steps_per_decision": 2})
+        monkeypatch.setitem(TASKS, short.name, short)
+    return "short_wine", "short_spirals"
+
+
+@pytest.mark.parametrize("policy", ["random", "tamiyo"])
+def test_what_a_policy_does_on_a_seed_does_not_depend_on_how_many_there_are(short_tasks, policy):
+    bench = Bench(
+        short_tasks[0], short_tasks, "tamiyo", num_seeds=4, seed=0, rent=0.02, random_architectures=2, all_results=None
+    )
+    together = bench.play(make_policy(policy), "an arm", keep_features=True)
+    added = replace(bench, first_seed=2).play(make_policy(policy), "an arm", keep_features=True)
+    assert together[2:] == added
+    assert together[:2] == replace(bench, num_seeds=2).play(make_policy(policy), "an arm", keep_features=True)
+
+
+def test_seeds_are_added_to_what_has_been_run(finished, tmp_path, capsys):
+    directory = shutil.copytree(finished[0], tmp_path / "out")
+    before = {path.name: path.stat().st_mtime_ns for path in (directory / "results").iterdir()}
+    config = add_seeds(directory, 3)
+    kept = {path.name: path.stat().st_mtime_ns for path in (directory / "results").iterdir()}
+    assert kept.items() <= before.items()
+    anew = before.keys() - kept.keys()
+    arms = (
+        "Tamiyo-shuffled-observations",
+        "Tamiyo-observations-of-other-tasks",
+        "random-architectures",
+        "best-of-random",
+    )
+    assert anew == {f"{task}-{arm}.json" for task in ("wine", "spirals") for arm in arms}
+    study = Study(config, directory)
+    assert not any(study.is_finished(unit) for unit in study.units)
+    assert main(["report", str(directory)]) == 2
+    assert f"finish it by `esper compare --resume {directory}`" in capsys.readouterr().err
+    assert main(["compare", "--resume", str(directory), "--seeds", "2"]) == 2
+    assert "has 3; seeds can only be added" in capsys.readouterr().err
+
+
+def test_a_comparison_is_gone_on_with_by_its_directory_alone(finished, tmp_path, capsys):
+    directory = shutil.copytree(finished[0], tmp_path / "out")
+    (directory / "report.html").unlink()
+    assert main(["compare", "--resume", str(directory), "--quiet"]) == 0
+    assert (directory / "report.html").read_bytes() == (finished[0] / "report.html").read_bytes()
+    assert main(["compare", "--resume", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@contextmanager
+def this_process(workers):
+    """Runs every piece at once, here."""
+
+    def submit(function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    yield submit
+
+
+@pytest.mark.slow
+def test_a_comparison_to_which_seeds_were_added_is_that_of_all_seeds(short_tasks, tmp_path):
+    config = StudyConfig(
+        task=short_tasks, seeds=3, rents=(0.02,), random_architectures=2, arm=("episodes:eager",), budgets=(1.0,)
+    )
+    at_once, added = Study(config, tmp_path / "once"), Study(replace(config, seeds=2), tmp_path / "added")
+    for study in (at_once, added):
+        study.run(1, lambda unit: None, this_process)
+    added = Study(add_seeds(tmp_path / "added", 3), tmp_path / "added")
+    added.run(1, lambda unit: None, this_process)
+    for unit in at_once.units:
+        assert added.path(unit).read_bytes() == at_once.path(unit).read_bytes(), unit
 
 
 def test_an_arm_that_cannot_be_run_is_left_out_with_the_reason(finished, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ Example::
 
 from esper.evaluation.study.arms import Arm, Bench, study_arms
 from esper.evaluation.study.report import write_report
-from esper.evaluation.study.study import Study, StudyConfig, Unit, open_study
+from esper.evaluation.study.study import Study, StudyConfig, Unit, add_seeds, open_study
 from esper.evaluation.study.verdicts import Check, Claim, claims
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Study",
     "StudyConfig",
     "Unit",
+    "add_seeds",
     "claims",
     "open_study",
     "study_arms",

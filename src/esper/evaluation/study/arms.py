@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +43,7 @@ from esper.evaluation.study.architectures import (
 from esper.evaluation.study.competitors import COMPETITORS, Competitor, no_obstacle
 from esper.evaluation.study.gromo import grow_with_gromo, obstacle
 from esper.tamiyo.policy.learned import LearnedPolicy
-from esper.tamiyo.policy.protocol import Policy
+from esper.tamiyo.policy.protocol import Actions, Observation, Policy
 from esper.tamiyo.policy.registry import POLICIES, FunctionPolicy, make_policy
 from esper.tasks import Task, get_task
 
@@ -62,20 +63,26 @@ class Bench:
     random_architectures: int
     all_results: Callable[[str, str], list[EpisodeResult]]
     """What came of a task and an arm that this one needs."""
+    first_seed: int = 0
+    """Seeds before this one have been run."""
 
     def results(self, arm: str) -> list[EpisodeResult]:
-        """What another arm, which this one needs, came to on this task."""
-        return self.all_results(self.task, arm)
+        """What another arm, which this one needs, came to on this task, for the seeds that are to be run."""
+        return self.all_results(self.task, arm)[self.first_seed :]
 
     @property
     def seeds(self) -> list[int]:
-        """Episode seeds of the final comparison; nothing is trained, tuned or chosen on them."""
-        return evaluation_seeds(self.num_seeds, seed=self.seed, purpose="test")
+        """Episode seeds of the final comparison that are to be run; nothing is trained, tuned or chosen on them."""
+        return evaluation_seeds(self.num_seeds, seed=self.seed, purpose="test")[self.first_seed :]
 
     def play(self, policy: Policy, arm: str, *, keep_features: bool = False) -> list[EpisodeResult]:
-        """A policy on every seed."""
+        """A policy on every seed; what it does on one depends on no other, nor on how many there are."""
+        return self.play_together(_OneEach(policy, self.seeds), arm, keep_features=keep_features)
+
+    def play_together(self, policy: Policy, arm: str, *, keep_features: bool = False) -> list[EpisodeResult]:
+        """A policy that steers all seeds at once."""
         env = GrowthVectorEnv(
-            self.num_seeds,
+            len(self.seeds),
             self.task,
             reward=RewardConfig(rent=self.rent),
             autoreset_mode=AutoresetMode.NEXT_STEP,
@@ -84,6 +91,32 @@ class Bench:
             return run_episodes(env, policy, self.seeds, arm=arm, keep_features=keep_features)
         finally:
             env.close()
+
+
+class _OneEach:
+    """As many copies of a policy as there are runs, each with one run and draws of its own."""
+
+    def __init__(self, policy: Policy, seeds: Sequence[int]) -> None:
+        self.policies = [copy.deepcopy(policy) for _ in seeds]
+        self.seeds = seeds
+        self.auditions = getattr(policy, "auditions", None)
+
+    def reset(self, num_runs: int, seed: int) -> None:
+        """Begin one run each; its draws depend on the seed of its episode."""
+        for policy, episode_seed in zip(self.policies, self.seeds, strict=True):
+            policy.reset(1, seed=int(np.random.SeedSequence(episode_seed).generate_state(1)[0]))
+
+    def act(self, observation: Observation) -> Actions:
+        """One decision for each run."""
+        acted = [policy.act(_of_run(observation, row)) for row, policy in enumerate(self.policies)]
+        return {head: np.concatenate([actions[head] for actions in acted]) for head in acted[0]}
+
+
+def _of_run(observation: Observation, row: int) -> Observation:
+    """What one of many runs shows, as a batch of one."""
+    seen = {name: part[row : row + 1] for name, part in observation.items() if isinstance(part, np.ndarray)}
+    masks = {head: mask[row : row + 1] for head, mask in observation["action_mask"].items()}
+    return {**observation, **seen, "action_mask": masks}
 
 
 @dataclass(frozen=True)
@@ -100,6 +133,8 @@ class Arm:
     """Arms that have to be run before, on all other tasks."""
     obstacle: Callable[[Task], str | None] = no_obstacle
     """Why the arm cannot be run on a task; ``None`` if it can."""
+    whole: bool = False
+    """Whether what comes of one seed depends on the others: then all are run anew when seeds are added."""
 
 
 def _named(policy: str) -> Callable[[Bench, str], list[EpisodeResult]]:
@@ -113,14 +148,14 @@ def _tamiyo(bench: Bench, arm: str) -> list[EpisodeResult]:
 def _shuffled(bench: Bench, arm: str) -> list[EpisodeResult]:
     policy = make_policy(bench.policy)
     policy.shuffle_observations = True  # type: ignore[attr-defined]
-    return bench.play(policy, arm)
+    return bench.play_together(policy, arm)
 
 
 def _foreign(bench: Bench, arm: str) -> list[EpisodeResult]:
     policy = make_policy(bench.policy)
     runs = [run for task in bench.tasks if task != bench.task for run in bench.all_results(task, TAMIYO)]
     policy.foreign_observations = [np.array(run.features) for run in runs]  # type: ignore[attr-defined]
-    return bench.play(policy, arm)
+    return bench.play_together(policy, arm)
 
 
 def _grown(bench: Bench) -> list[tuple[EpisodeResult, Architecture]]:
@@ -128,7 +163,7 @@ def _grown(bench: Bench) -> list[tuple[EpisodeResult, Architecture]]:
 
 
 def _earliest(bench: Bench, arm: str) -> list[EpisodeResult]:
-    return bench.play(EarliestGrowth(get_task(bench.task), [network for _, network in _grown(bench)]), arm)
+    return bench.play_together(EarliestGrowth(get_task(bench.task), [network for _, network in _grown(bench)]), arm)
 
 
 def _static_epochs(bench: Bench, arm: str) -> list[EpisodeResult]:
@@ -240,7 +275,12 @@ def study_arms(
             _named("audition"),
         ),
         Arm(TAMIYO, "the learned controller", _tamiyo),
-        Arm(SHUFFLED, "the learned controller, shown what happens in other runs of the same task", _shuffled),
+        Arm(
+            SHUFFLED,
+            "the learned controller, shown what happens in other runs of the same task",
+            _shuffled,
+            whole=True,
+        ),
         Arm(
             EARLIEST,
             "the network that Tamiyo grew, grown again as early as one decision at a time allows: what growing costs "
@@ -256,12 +296,14 @@ def study_arms(
             f"{random_count} random architectures, each trained for as many FLOPs as a growth",
             _random_population,
             (TAMIYO,),
+            whole=True,
         ),
         Arm(
             BEST_OF_RANDOM,
             "the best of those on validation data, trained anew; its FLOPs include the search",
             _best_of_random,
             (RANDOM_POPULATION,),
+            whole=True,
         ),
         Arm(
             GROMO,
@@ -274,7 +316,7 @@ def study_arms(
     if len(tasks) > 1:
         meaning = "the learned controller, shown what happened in its runs of other tasks"
         shuffled = next(i for i, arm in enumerate(arms) if arm.name == SHUFFLED)
-        arms.insert(shuffled + 1, Arm(FOREIGN, meaning, _foreign, needs_elsewhere=(TAMIYO,)))
+        arms.insert(shuffled + 1, Arm(FOREIGN, meaning, _foreign, needs_elsewhere=(TAMIYO,), whole=True))
     arms += [
         Arm(
             at_budget(competitor.name, budget),

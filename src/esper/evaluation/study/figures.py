@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.style
@@ -25,9 +26,10 @@ _STYLE = {
     names.RANDOM_LEGAL: ("#CC79A7", "v"),
     names.FIXED: ("#E69F00", "^"),
     names.HEURISTIC: ("#009E73", "D"),
+    names.AUDITION: ("#84A100", ">"),
     names.TAMIYO: ("#0B5FA5", "o"),
     names.SHUFFLED: ("#56B4E9", "X"),
-    names.FOREIGN: ("#56B4E9", "P"),
+    names.FOREIGN: ("#7B8CDE", "P"),
     names.EARLIEST: ("#0B5FA5", "<"),
     names.STATIC_EPOCHS: ("#D55E00", "P"),
     names.STATIC_FLOPS: ("#D55E00", "p"),
@@ -36,6 +38,12 @@ _STYLE = {
     names.BEST_OF_RANDOM: ("#1F2933", "*"),
     names.GROMO: ("#8C564B", "d"),
 }
+
+_HOLLOW = {names.SHUFFLED, names.FOREIGN, names.EARLIEST, names.STATIC_EPOCHS, names.STATIC_FLOPS}
+"""What is derived from the growths of Tamiyo: drawn as outlines, since they lie over it."""
+
+_OWN_STYLE = (("#B5179E", "H"), ("#7A5C00", "8"), ("#2B9348", "s"), ("#9D0208", "D"))
+"""Of the arms of the user's own, in turn."""
 
 _COMPETITOR_STYLE = {
     names.SUCCESSIVE_HALVING: ("#D55E00", "o"),
@@ -66,8 +74,11 @@ def rent_front(table: Table, rents: Sequence[float], path: Path) -> None:
         means = [_means(table.results[task, names.at_rent(names.TAMIYO, rent)]) for rent in rents]
         colour, marker = _STYLE[names.TAMIYO]
         axes.plot(*zip(*means, strict=True), color=colour, marker=marker, label=names.TAMIYO, linewidth=1.5)
-        for rent, (x, y) in zip(rents, means, strict=True):
-            axes.annotate(f"{rent:g}", (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7, color=colour)
+        axes.margins(x=0.15, y=0.12)
+        _at_least_two_points(axes)
+        axes.set_xscale("log")
+        axes.autoscale_view()
+        _label_apart(axes, [(f"{rent:g}", point) for rent, point in zip(rents, means, strict=True)], colour)
 
     _figure(table, path, draw, "parameters of the final network (labels: rent)", "test score")
 
@@ -80,12 +91,13 @@ def anytime_curves(table: Table, budgets: Sequence[float], path: Path) -> None:
         grown = bootstrap(table.scores(names.TAMIYO, objective_on_test, [task]))
         axes.axhspan(grown.low, grown.high, color=_STYLE[names.TAMIYO][0], alpha=0.12, linewidth=0)
         axes.axhline(grown.estimate, color=_STYLE[names.TAMIYO][0], label=f"{names.TAMIYO}, one growth", linewidth=2.2)
-        for competitor, (colour, marker) in _COMPETITOR_STYLE.items():
+        for place, (competitor, (colour, marker)) in enumerate(_COMPETITOR_STYLE.items()):
+            beside = 1.03 ** (place - len(_COMPETITOR_STYLE) / 2)  # so that their intervals do not hide each other
             mine = [point for point in points if (point.task, point.competitor) == (task, competitor)]
             means = [point.test_J.estimate for point in mine]
             below, above = ([abs(getattr(p.test_J, end) - p.test_J.estimate) for p in mine] for end in ("low", "high"))
             axes.errorbar(
-                [point.budget for point in mine],
+                [point.budget * beside for point in mine],
                 means,
                 (below, above),
                 color=colour,
@@ -103,9 +115,44 @@ def _means(results: Sequence[EpisodeResult]) -> tuple[float, float]:
     return float(np.mean([r.total_params for r in results])), float(np.mean([r.test_score for r in results]))
 
 
+def _at_least_two_points(axes: Axes) -> None:
+    """Let a vertical axis of scores span 0.02 or more, so that a difference of nothing looks like one."""
+    low, high = axes.get_ylim()
+    if high - low < 0.02:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - 0.01, middle + 0.01)
+
+
+def _label_apart(axes: Axes, labelled: Sequence[tuple[str, tuple[float, float]]], colour: str) -> None:
+    """Write labels beside their points; points that lie close together share one."""
+    to_share = axes.transScale + axes.transLimits
+    groups: list[list[tuple[str, tuple[float, float]]]] = []
+    for label, point in labelled:
+        place = to_share.transform(point)
+        near = lambda group: (abs(to_share.transform(group[0][1]) - place) < (0.12, 0.06)).all()  # noqa: B023, E731
+        group = next(filter(near, groups), None)
+        if group is None:
+            groups.append([(label, point)])
+        else:
+            group.append((label, point))
+    for group in groups:
+        axes.annotate(
+            ", ".join(label for label, _ in group),
+            group[0][1],
+            textcoords="offset points",
+            xytext=(8, -14),
+            ha="center",
+            fontsize=8,
+            color=colour,
+        )
+
+
 def _drawn(table: Table, task: str) -> dict[str, tuple[str, str]]:
-    """Colour and marker of the arms that were run on a task."""
-    return {arm: style for arm, style in _STYLE.items() if (task, arm) in table.results}
+    """Colour and marker of the arms that were run on a task; competitors have a figure of their own."""
+    competitors = tuple(f"{name}, " for name in _COMPETITOR_STYLE)
+    own = [arm for arm in table.arms if arm not in _STYLE and not arm.startswith(competitors)]
+    styles = _STYLE | dict(zip(own, cycle(_OWN_STYLE), strict=False))
+    return {arm: style for arm, style in styles.items() if (task, arm) in table.results}
 
 
 def _draw_parameters(axes: Axes, table: Table, task: str) -> None:
@@ -114,13 +161,26 @@ def _draw_parameters(axes: Axes, table: Table, task: str) -> None:
         results = table.results[task, arm]
         if arm == names.RANDOM_POPULATION:
             xs, ys = [r.total_params for r in results], [r.test_score for r in results]
-            axes.plot(xs, ys, marker, color=colour, label=f"{arm} (each)", markersize=6)
+            axes.plot(xs, ys, marker, color=colour, label=f"{arm} (each)", markersize=5, zorder=1)
             continue
         x, y = _means(results)
         points.append((x, y))
         spread = [bootstrap({task: values}) for values in zip(*[(r.total_params, r.test_score) for r in results])]  # noqa: B905
         error = [[[s.estimate - s.low], [s.high - s.estimate]] for s in spread]
-        axes.errorbar(x, y, error[1], error[0], marker, color=colour, label=arm, markersize=8, elinewidth=0.8)
+        axes.errorbar(
+            x,
+            y,
+            error[1],
+            error[0],
+            marker,
+            color=colour,
+            label=arm,
+            markersize=9 if arm in _HOLLOW else 7,
+            markerfacecolor="none" if arm in _HOLLOW else colour,
+            markeredgewidth=1.3 if arm in _HOLLOW else 0.5,
+            elinewidth=0.7,
+            zorder=3 if arm in _HOLLOW else 2,
+        )
     front = [p for p in sorted(points) if not any(q[0] <= p[0] and q[1] >= p[1] and q != p for q in points)]
     axes.plot(*zip(*front, strict=True), color="#1F2933", linewidth=0.8, linestyle=":", zorder=0, label="Pareto front")
 
@@ -133,7 +193,14 @@ def _draw_flops(axes: Axes, table: Table, task: str) -> None:
         flops = np.mean([r.train_flops for r in results], axis=0)
         scores = np.mean([r.scores for r in results], axis=0)
         start = 0 if arm == names.BEST_OF_RANDOM else 1
-        axes.plot(flops[start:], scores[start:], color=colour, label=arm, linewidth=2.2 if arm == names.TAMIYO else 1.2)
+        axes.plot(
+            flops[start:],
+            scores[start:],
+            color=colour,
+            label=arm,
+            linewidth=2.2 if arm == names.TAMIYO else 1.2,
+            linestyle="--" if arm in _HOLLOW else "-",
+        )
 
 
 def _plain_ticks(axes: Axes) -> None:
@@ -145,13 +212,26 @@ def _plain_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
+_LEGEND_COLUMN, _LEGEND_ROW = 2.9, 0.19
+"""Width and height of an entry of the legend, in inches: the longest name of an arm fits."""
+
+
+def _legend(figure: Figure, grid: Sequence[Axes]) -> None:
+    """One legend for all panels below them, as many columns as the figure has room for."""
+    found = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width // _LEGEND_COLUMN))
+    figure.set_size_inches(width, height + _LEGEND_ROW * -(-len(found) // columns))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
 def _figure(
     table: Table, path: Path, draw: Panel, x_label: str, y_label: str, *, ticks: Sequence[float] | None = None
 ) -> None:
     columns = min(3, len(table.tasks))
     rows = -(-len(table.tasks) // columns)
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(4.2 * columns, 3.3 * rows + 1.0), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(max(6.0, 4.2 * columns), 3.3 * rows + 0.3), facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, task in zip(grid, table.tasks, strict=False):
@@ -163,6 +243,7 @@ def _figure(
             axes.grid(color="#E4E7EB", linewidth=0.7)
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_xscale("log")
+            axes.ticklabel_format(axis="y", useOffset=False)
             if x_label.startswith("parameters"):
                 _plain_ticks(axes)
             if ticks is not None:
@@ -170,7 +251,6 @@ def _figure(
                 axes.xaxis.set_minor_locator(NullLocator())
         for axes in grid[len(table.tasks) :]:
             axes.set_visible(False)
-        handles, labels = max((axes.get_legend_handles_labels() for axes in grid), key=lambda found: len(found[1]))
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        _legend(figure, grid[: len(table.tasks)].tolist())
         with written_whole(path) as unfinished:
             figure.savefig(unfinished, dpi=130)

@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.study.arms import Arm, Bench, study_arms
@@ -43,7 +46,7 @@ class StudyConfig:
     arm: tuple[str, ...] = ()
     """Controllers of your own that are compared, too: `module:name` of a rule or a policy class, the name of a policy,
     or the directory of a trained one."""
-    seeds: int = 10
+    seeds: Annotated[int, tyro.conf.Suppress] = 10  # an option of the command, which can add some
     """Paired seeds: episodes of every arm on each task."""
     seed: int = 0
     """Decides the episode seeds and the random architectures."""
@@ -128,6 +131,13 @@ class Study:
         found = {(task, arm): self.arms[arm].obstacle(get_task(task)) for task, arm in units}
         return {unit: reason for unit, reason in found.items() if reason is not None}
 
+    def is_finished(self, unit: Unit) -> bool:
+        """Whether all seeds of a unit have been run."""
+        return self.path(unit).is_file() and (self.arms[unit[1]].whole or self._seeds_run(unit) == self.config.seeds)
+
+    def _seeds_run(self, unit: Unit) -> int:
+        return len(self.results(unit)) if self.path(unit).is_file() else 0
+
     def path(self, unit: Unit) -> Path:
         """File of a unit's results."""
         return self.directory / "results" / (re.sub(r"[^\w.]+", "-", "--".join(unit)) + ".json")
@@ -159,7 +169,7 @@ class Study:
         Raises:
             ChildProcessError: When a process has died; what is finished is kept.
         """
-        done = {unit for unit in self.units if self.path(unit).exists()}
+        done = {unit for unit in self.units if self.is_finished(unit)}
         for unit in done:
             on_done(unit)
         open_units = [unit for unit in self.units if unit not in done]
@@ -181,11 +191,12 @@ class Study:
             units = [unit for unit in units if unit not in ready]
             for unit in ready:
                 needed = {other: self.results(other) for other in self._needs(unit)}
-                running[submit(_run_unit, self.config, unit, needed)] = unit
+                running[submit(_run_unit, self.config, unit, needed, self._seeds_run(unit))] = unit
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 unit = running.pop(future)
-                write_json_atomic(self.path(unit), [result.to_json() for result in future.result()])
+                before = self.results(unit) if self._seeds_run(unit) else []
+                write_json_atomic(self.path(unit), [result.to_json() for result in before + future.result()])
                 done.add(unit)
                 yield unit
 
@@ -203,12 +214,36 @@ def open_study(directory: Path) -> Study:
     return Study(config, directory, finished=True)
 
 
+def add_seeds(directory: Path, seeds: int) -> StudyConfig:
+    """Let the study in a directory have ``seeds`` in all, those that it has included; what it is now.
+
+    Those that have been run stay, but for the arms in which one seed depends on the others: these are run anew.
+
+    Raises:
+        OSError: When there is no study.
+        ValueError: For fewer seeds than it has, or when its policy has other weights now.
+    """
+    config = open_study(directory).config
+    if seeds < config.seeds:
+        raise ValueError(f"--seeds {seeds}: the comparison in {directory} has {config.seeds}; seeds can only be added")
+    if seeds > config.seeds:
+        study = Study(config, directory)
+        for unit in study.units:
+            if study.arms[unit[1]].whole:
+                study.path(unit).unlink(missing_ok=True)
+        path = directory / "config.json"
+        write_json_atomic(path, asdict(replace(from_plain(_Begun, read_json(path), path), seeds=seeds)))
+    return replace(config, seeds=seeds)
+
+
 def _arms(config: StudyConfig) -> dict[str, Arm]:
     return study_arms(tuple(config.task), config.rents, config.random_architectures, config.budgets, tuple(config.arm))
 
 
-def _run_unit(config: StudyConfig, unit: Unit, needed: Mapping[Unit, list[EpisodeResult]]) -> list[EpisodeResult]:
-    """In a worker: what comes of a unit, given what came of those that it needs."""
+def _run_unit(
+    config: StudyConfig, unit: Unit, needed: Mapping[Unit, list[EpisodeResult]], first_seed: int
+) -> list[EpisodeResult]:
+    """In a worker: what comes of a unit, given what came of those that it needs, from one of its seeds on."""
     task, arm = unit
     bench = Bench(
         task=task,
@@ -219,5 +254,6 @@ def _run_unit(config: StudyConfig, unit: Unit, needed: Mapping[Unit, list[Episod
         rent=config.rent,
         random_architectures=config.random_architectures,
         all_results=lambda task, needs: needed[task, needs],
+        first_seed=first_seed,
     )
     return _arms(config)[arm].run(bench, arm)

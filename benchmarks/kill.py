@@ -24,9 +24,11 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -34,7 +36,7 @@ from esper.cli import COMMANDS, main
 from esper.simic.training.checkpoint import holds_checkpoint
 from esper.simic.training.phases import Phases
 
-TIMES = {"steps_per_second", *Phases().metrics()}
+TIMES = {"steps_per_second", "seconds", "contribution_seconds", *Phases().metrics()}
 
 PPO = ["ppo", "--env", "Echo-v0", "--updates", "8", "--num-envs", "4", "--num-steps", "16", "--episodes",
        "0", "--checkpoint-every", "1", "--quiet"]  # fmt: skip
@@ -128,12 +130,24 @@ def found(command: str, out: Path) -> dict[str, object]:
         results = [path for path in (out / "results").iterdir() if not path.name.startswith(".")]  # half written
         return {path.name: path.read_bytes() for path in [*results, out / "comparison.json"]}
     if command == "grow":
-        return {name: (out / name).read_bytes() for name in ("growth.json", "manifest.json")}
+        program = torch.export.load(out / "grown.pt2")
+        weights = {name: tensor.tolist() for name, tensor in program.state_dict.items()}
+        told = [without_times(json.loads((out / name).read_text())) for name in ("growth.json", "manifest.json")]
+        return {"weights": weights, "told": told}
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     kept: dict[str, object] = {"rows": [{k: v for k, v in row.items() if k not in TIMES} for row in rows]}
     names = ["checkpoint/policy.safetensors", "checkpoint/state.safetensors"]
     names += ["policy/policy.safetensors", "comparison.json"] if command == "train" else []
     return kept | {name: (out / name).read_bytes() for name in names}
+
+
+def without_times(value: Any) -> Any:
+    """What a growth tells, but for how long it took."""
+    if isinstance(value, list):
+        return [without_times(each) for each in value]
+    if isinstance(value, dict):
+        return {name: without_times(each) for name, each in value.items() if name not in TIMES}
+    return value
 
 
 def children(process: int) -> list[int]:

@@ -43,6 +43,7 @@ from esper.network.optimizer import ParamGroup, guard_loading, learning_rate
 from esper.network.propose import propose_slots
 from esper.network.seed import Seed
 from esper.network.slot import Slot
+from esper.page import view
 from esper.tamiyo.policy.protocol import Actions, Observation, Policy, Reason
 from esper.tamiyo.policy.registry import Rule, default_policy, make_policy
 
@@ -650,7 +651,7 @@ class Growth:
         """What a notebook shows: verdict, picture, seeds and decisions."""
         from esper.growth.page import growth_section  # noqa: PLC0415 - likewise
 
-        return growth_section(self.result())
+        return view(growth_section(self.result()))
 
     def parallel(self, **options: Any) -> nn.Module:
         """The network to train in ``torch.distributed``: ``DistributedDataParallel`` around the host and its seeds.

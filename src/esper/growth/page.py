@@ -8,7 +8,7 @@ from esper.figure import draw_growth
 from esper.growth.explain import explain
 from esper.growth.result import GrowthResult
 from esper.growth.summary import NUMBERS, SEED_COLUMNS, seed_rows
-from esper.page import facts, picture, table
+from esper.page import facts, figure, fold, note, table, verdict
 
 _KINDS = {"worth it": "good", "not worth it": "bad", "cannot tell": "open", "nothing grew": ""}
 
@@ -17,13 +17,13 @@ def growth_section(result: GrowthResult) -> str:
     """Verdict, picture, what grew, and what was decided and why."""
     if not result.steps:
         return f"<p>Nothing has been measured yet.</p>{facts(result.facts())}"
-    verdict = result.verdict
+    found = result.verdict
     shown = {label: text for label, text in result.facts().items() if label != "Verdict"}
-    parts = [f"<p class='verdict {_KINDS[verdict.answer]}'>{escape(verdict.words)}</p>"]
+    parts = [verdict(found.words, _KINDS[found.answer])]
     if len(result.steps) > 1:
         drawn = draw_growth(result.figure_record()).rendered("svg")
         caption = f"{result.policy} grows a network on {result.task}: score, seeds and parameters, step by step"
-        parts.append(f"<div class=scroll>{picture(drawn, caption)}</div>")
+        parts.append(figure(drawn, caption))
     parts += [facts(shown), "<h2>What grew</h2>", table(SEED_COLUMNS, seed_rows(result), NUMBERS)]
     return "".join([*parts, "<h2>What was decided, and why</h2>", _decisions(result), _details(result)])
 
@@ -40,15 +40,12 @@ def _decisions(result: GrowthResult) -> str:
         if seed.ended is not None and (words := result.steps[-1].judged.get(seed.slot)) and words == seed.why_ended
     ]
     waits = len(result.steps) - len(rows)
-    return (
-        table(("step", result.measure, "decided", "why"), [*rows, *judged]) + f"<p class=muted>And {waits} waits.</p>"
-    )
+    return table(("step", result.measure, "decided", "why"), [*rows, *judged]) + note(f"And {waits} waits.")
 
 
 def _details(result: GrowthResult) -> str:
     """What was seen at each step, to be opened where one wants to know."""
     return "".join(
-        f"<details><summary>Step {step.decision}: {escape(step.decided)}</summary>"
-        f"<pre>{escape(explain(result, step.decision))}</pre></details>"
+        fold(f"Step {step.decision}: {step.decided}", f"<pre>{escape(explain(result, step.decision))}</pre>")
         for step in result.steps
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from esper.evaluation.study import open_study, write_report
-from esper.files import read_json, written_whole
+from esper.files import read_json
 from esper.growth import GrowthResult
 from esper.growth.page import growth_section
-from esper.page import facts, page
+from esper.page import facts, page, write
 from esper.report.training import training_page
 
 GROWTH, TRAINING, COMPARISON = "growth.json", "metrics.jsonl", "results"
@@ -36,8 +36,7 @@ def write_page(directory: Path) -> Path:
             f"{directory}: expected a finished run of `esper grow` ({GROWTH}), one of `esper train` or `esper ppo` "
             f"({TRAINING}), or one of `esper compare` ({COMPARISON}/), and found none of these"
         )
-    with written_whole(directory / PAGE) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write(directory / PAGE, text)
     return directory / PAGE
 
 

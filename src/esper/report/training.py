@@ -17,7 +17,7 @@ from esper.evaluation.statistics import Interval
 from esper.evaluation.table import MEANS
 from esper.figure import Drawing
 from esper.files import read_json
-from esper.page import facts, page, picture, table
+from esper.page import facts, fold, note, page, picture, table
 
 _FIRST = ("return", "length", "explained_variance")
 """Metrics that are shown before all others, with those of the environment's episodes."""
@@ -46,8 +46,8 @@ def training_page(directory: Path) -> str:
         "<h2>How it went</h2>",
         _charts(rows, first),
         *_comparison(directory),
-        f"<details><summary>All other metrics</summary>{_charts(rows, rest)}</details>",
-        f"<details><summary>Options</summary><pre>{escape(_options(directory))}</pre></details>",
+        fold("All other metrics", _charts(rows, rest)),
+        fold("Options", f"<pre>{escape(_options(directory))}</pre>"),
     )
 
 
@@ -112,7 +112,7 @@ def _comparison(directory: Path) -> Iterator[str]:
         raise ValueError(f"'{file}': expected the rows of a comparison, as `esper train` writes them") from error
     head = ("task", "controller", "episodes", *(column.heading for column in MEANS.values()))
     yield "<h2>Beside the other controllers</h2>"
-    yield "<p class=muted>Episodes that nothing was trained or chosen on; means with 95 % intervals.</p>"
+    yield note("Episodes that nothing was trained or chosen on; means with 95 % intervals.")
     yield table(head, lines, head[2:])
 
 

@@ -112,7 +112,7 @@ def test_every_arm_is_in_the_report(finished):
 
 def test_a_controller_of_the_users_own_is_an_arm_like_the_others(finished):
     page = (finished[0] / "report.html").read_text(encoding="utf-8")
-    assert "<b>episodes:eager</b>: Germinates the first thing that fits, and lets every seed in." in page
+    assert "<dt>episodes:eager</dt><dd>Germinates the first thing that fits, and lets every seed in.</dd>" in page
     assert "Tamiyo − episodes:eager" in page
     comparison = json.loads((finished[0] / "comparison.json").read_text(encoding="utf-8"))
     own = [row for row in comparison["rows"] if row["arm"] == "episodes:eager"]

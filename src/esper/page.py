@@ -18,17 +18,20 @@ CSS = """
 .esper { --text: #1F2933; --quiet: #52606D; --line: #E4E7EB; --back: #FFFFFF; --tint: #F2F4F7; --link: #0B5FA5;
   --mark: #E3F0FA; --good: #1F7A63; --bad: #B42318; --open: #8F5B00; --none: #52606D; color-scheme: light;
   font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); overflow-wrap: anywhere;
-  box-sizing: border-box; margin: 0; padding: 1rem max(1rem, calc((100% - 76rem) / 2));
+  box-sizing: border-box; margin: 0; padding: 1rem max(1rem, calc((100% - 84rem) / 2));
+  p, dl, h3, figcaption { max-width: 66rem; }
   h1 { line-height: 1.2; } h2 { margin-top: 2.4rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
   table { border-collapse: collapse; font-size: .88rem; color: inherit; }
   th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
   th { color: var(--quiet); font-weight: 600; vertical-align: bottom; } .number { text-align: right; }
   tr { background: none; } tr.marked { background: var(--mark); font-weight: 600; }
   .scroll { overflow-x: auto; margin: .8rem 0 1.4rem; } .scroll table { overflow-wrap: normal; }
-  .scroll td:not(:last-child), .scroll td.number { white-space: nowrap; } .scroll td:last-child { min-width: 8rem; }
+  .scroll td:not(:last-child), .scroll td.number { white-space: nowrap; }
+  .scroll td:last-child:not(.number) { min-width: 14rem; }
   .scroll img { min-width: 40rem; } img { max-width: 100%; background: white; border-radius: .3rem; }
   .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
-  figure { margin: 1rem 0 2rem; } .charts figure { margin: 0; } .charts img { width: 100%; }
+  figure { margin: 1rem 0 2rem; } figure .scroll { margin: 0 0 .5rem; }
+  .charts figure { margin: 0; } .charts img { width: 100%; }
   dl { display: grid; grid-template-columns: fit-content(16rem) 1fr; gap: .3rem 1.2rem; } dd { margin: 0; }
   dt { color: var(--quiet); } pre { font-size: .82rem; white-space: pre-wrap; background: var(--tint);
     color: inherit; padding: .6rem .8rem; }

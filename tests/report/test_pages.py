@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from browser import CHROMIUM, overflow
 from esper.cli import main
 from esper.commands.grow import RESULT
 from esper.growth import GrowthResult
@@ -81,6 +82,12 @@ def test_a_training_run(tmp_path, capsys):
         assert words in page, words
     assert page.count("<img") == 3  # return; env_steps and the loss behind a fold
     assert "alt='loss/&lt;value&gt; by update'" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_narrow_window_holds_the_page_of_a_growth(growth, tmp_path):
+    assert main(["report", str(growth)]) == 0
+    assert [overflow(growth / "report.html", tmp_path, width) for width in (500, 900)] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ def _claim(claim: Claim) -> str:
     kind = {"holds": "good", "holds in part": "open", "fails": "bad", "not tested": ""}[claim.verdict]
     head = ("rests on", "estimate [95 % interval]", "needed", "shown")
     rows = [(c.what, str(c.interval or "–"), f"> {c.threshold:g}", c.shown) for c in claim.checks]
-    return f"<h3>{escape(claim.title)} {badge(claim.verdict, kind)}</h3>{table(head, rows, head[1:3])}"
+    checks = table(head, rows, head[1:3]) if rows else note("Nothing that it rests on was run.")
+    return f"<h3>{escape(claim.title)} {badge(claim.verdict, kind)}</h3>{checks}"
 
 
 def _by_task(results: Table) -> Iterator[str]:

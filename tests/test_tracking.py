@@ -10,7 +10,8 @@ from types import ModuleType
 import pytest
 
 from esper.simic import TrainConfig, train
-from esper.tracking import TRACKERS, Tracking, check_trackers
+from esper.tracking import TRACKERS, TensorBoard, Tracking, check_trackers
+from events import read_events
 
 
 class Client(ModuleType):
@@ -68,6 +69,24 @@ def test_what_is_not_finite_is_left_out(clients):
     tracking = Tracking(("wandb",), "run", {})
     tracking.log({"a": 1.0, "b": float("nan"), "c": None}, 3)
     assert clients["wandb"].calls[-1] == ("log", ({"a": 1.0},), {"step": 3})
+
+
+def test_texts_are_files_to_mlflow_and_entries_to_the_others(clients, tmp_path):
+    tracking = Tracking(tuple(TRACKERS), "run", {}, TensorBoard(tmp_path))
+    tracking.log({"a": 1.0, "said": "so"}, 3)
+    tracking.finish()
+    for name in ("wandb", "trackio"):
+        assert clients[name].calls[1] == ("log", ({"a": 1.0, "said": "so"},), {"step": 3})
+    assert clients["mlflow"].calls[3:5] == [
+        ("log_metrics", ({"a": 1.0},), {"step": 3}),
+        ("log_text", ("so", "said/3.txt"), {}),
+    ]
+    assert read_events(tmp_path) == {"a": [(3, 1.0)], "said/text_summary": [(3, "so")]}
+
+
+def test_without_a_row_tensorboard_leaves_nothing(tmp_path):
+    TensorBoard(tmp_path / "run").finish()
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_be_tracked_is_said_before_anything_is_written(clients, tmp_path, monkeypatch):

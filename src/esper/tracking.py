@@ -1,7 +1,8 @@
-"""Experiment trackers: metrics go to TensorBoard and, by their own clients, to W&B, MLflow or Trackio.
+"""Experiment trackers: what is logged goes to TensorBoard and, by their own clients, to W&B, MLflow or Trackio.
 
-What is tracked is what the run's own files hold: every row of metrics, and the options as configuration. Where it goes
-is the client's business and set as its users know it (``WANDB_MODE=offline``, ``MLFLOW_TRACKING_URI``, …).
+What is tracked is what the run's own files hold: every row, of numbers and of short texts, and the options as
+configuration. Where it goes is the client's business and set as its users know it (``WANDB_MODE=offline``,
+``MLFLOW_TRACKING_URI``, …).
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class Tracker(Protocol):
-    """Where metrics go."""
+    """Where rows go."""
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Take one row of finite numbers.
+    def log(self, row: Mapping[str, float | str], step: int) -> None:
+        """Take one row of finite numbers and of texts.
 
         Args:
-            metrics: Name → value.
-            step: Number of the update, epoch or step that they belong to; rises from call to call.
+            row: Name → value.
+            step: Number of the update, epoch or step that they belong to; it never falls from call to call.
         """
 
     def finish(self) -> None:
@@ -32,7 +33,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files.
+    """Event files, from the first row on.
 
     Args:
         directory: Where they are written.
@@ -40,26 +41,30 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str], first_step: int | None = None) -> None:
-        self._writer = SummaryWriter(os.fspath(directory), purge_step=first_step)
+        self._directory, self._first_step = os.fspath(directory), first_step
+        self._writer: SummaryWriter | None = None
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """One scalar for each."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+    def log(self, row: Mapping[str, float | str], step: int) -> None:
+        """A scalar for each number, a text for each text."""
+        if self._writer is None:
+            self._writer = SummaryWriter(self._directory, purge_step=self._first_step)
+        for name, value in row.items():
+            (self._writer.add_text if isinstance(value, str) else self._writer.add_scalar)(name, value, step)
 
     def finish(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _LogAndFinish:
-    """A client of the shape of W&B's: ``log(metrics, step=...)`` and ``finish()``."""
+    """A client of the shape of W&B's: ``log(row, step=...)`` and ``finish()``."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(metrics), step=step)
+    def log(self, row: Mapping[str, float | str], step: int) -> None:
+        self._run.log(dict(row), step=step)
 
     def finish(self) -> None:
         self._run.finish()
@@ -69,8 +74,11 @@ class _MLflow:
     def __init__(self, mlflow: ModuleType) -> None:
         self._mlflow = mlflow
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._mlflow.log_metrics(dict(metrics), step=step)
+    def log(self, row: Mapping[str, float | str], step: int) -> None:
+        self._mlflow.log_metrics({name: value for name, value in row.items() if not isinstance(value, str)}, step=step)
+        for name, value in row.items():
+            if isinstance(value, str):  # texts are not metrics there, but files
+                self._mlflow.log_text(value, f"{name}/{step}.txt")
 
     def finish(self) -> None:
         self._mlflow.end_run()
@@ -127,11 +135,15 @@ class Tracking:
         check_trackers(names)
         self._trackers = [*trackers, *(TRACKERS[name](_package(name), run, dict(config)) for name in names)]
 
-    def log(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """One row; what is not a finite number is left out."""
-        finite = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
+    def log(self, row: Mapping[str, float | str | None], step: int) -> None:
+        """One row; a number that is not finite is left out."""
+        known = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, str) or (value is not None and math.isfinite(value))
+        }
         for tracker in self._trackers:
-            tracker.log(finite, step)
+            tracker.log(known, step)
 
     def finish(self) -> None:
         """No row will follow."""

@@ -26,7 +26,8 @@ def test_grow_on_ones_own_arrays(tmp_path, capsys):
     printed = capsys.readouterr().out
     for words in ("GERMINATE", "Test accuracy:", "Contributions:", "Verdict:", "Written:"):
         assert words in printed, words
-    assert {file.name for file in out.iterdir()} == {
+    assert len(list(out.glob("events.out.tfevents.*"))) == 1
+    assert {file.name for file in out.iterdir() if "tfevents" not in file.name} == {
         "command.json",
         "growth.json",
         "growth.png",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from esper.cli import main
 from esper.commands import grow
 from esper.commands.grow import CHECKPOINT, GrowRun, read_options
+from events import read_events
 
 EPOCHS = 6
 
@@ -65,6 +68,32 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(data, tmp_path, capsy
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert not (tmp_path / "stopped" / CHECKPOINT).exists()
+
+
+def test_trackers_are_told_of_every_step_also_by_a_run_that_goes_on(data, tmp_path, monkeypatch):
+    rows = []
+    client = SimpleNamespace(
+        init=lambda **options: rows.append(("init", options["name"])) or client,
+        log=lambda row, step: rows.append((step, row)),
+        finish=lambda: rows.append(("finish", None)),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", client)
+    go_on = stop_in_epoch(monkeypatch, 7)
+    assert run(data, tmp_path / "mine", "--track", "wandb", "--control") == 130
+    go_on()
+    assert main(["grow", "--resume", str(tmp_path / "mine")]) == 0
+    assert [step for step, _ in rows] == ["init", 1, 2, 3, "finish", "init", 4, 5, 6, 6, "finish"]
+    found = json.loads((tmp_path / "mine" / "growth.json").read_text())
+    logged = {step: row for step, row in rows[:-2] if isinstance(step, int)}
+    assert [logged[step]["growth/score"] for step in range(1, 7)] == [s["score"] for s in found["growth"]["steps"]]
+    assert [logged[step]["host_alone_score"] for step in range(1, 7)] == found["growth"]["control"]["scores"]
+    verdict, files = rows[-2][1], read_events(tmp_path / "mine")
+    assert verdict["growth/verdict"] == found["growth"]["verdict"]["words"]
+    assert (verdict["growth/J"], verdict["test_score"]) == (found["growth"]["J"], found["test_score"])
+    scores = files["growth/score"]
+    assert [step for step, _ in scores] == list(range(1, 7))
+    assert [score for _, score in scores] == pytest.approx([s["score"] for s in found["growth"]["steps"]])
+    assert files["growth/verdict/text_summary"] == [(6, verdict["growth/verdict"])]
 
 
 def test_stopped_before_one_epoch_nothing_is_kept_and_nothing_is_left(data, tmp_path, capsys, monkeypatch):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from esper.growth.log import VERDICT, numbers, step_row
 from esper.network.seed import plant
 from network.hosts import WAIT, advance, fossilize, germinate, mlp, of_host, prune, same
 
@@ -60,8 +63,8 @@ def callback(plan=PLAN):
 
 
 def make_trainer(*callbacks, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(accelerator="cpu", callbacks=list(callbacks), num_sanity_val_steps=0, **quiet, **options)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False} | options
+    return lightning.Trainer(accelerator="cpu", callbacks=list(callbacks), num_sanity_val_steps=0, **options)
 
 
 def fit(epochs, path, *others, ckpt_path=None, **options):
@@ -69,6 +72,26 @@ def fit(epochs, path, *others, ckpt_path=None, **options):
     saving = lightning.pytorch.callbacks.ModelCheckpoint(path, save_last=True, **options)
     make_trainer(growing, *others, saving, max_epochs=epochs).fit(Module(), loader(), loader(), ckpt_path=ckpt_path)
     return growing.growth
+
+
+def test_the_trainers_loggers_are_told_of_every_step_and_callbacks_can_watch_it(tmp_path):
+    growing = callback()
+    logger = lightning.pytorch.loggers.CSVLogger(tmp_path)
+    watching = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="growth/score", mode="max")
+    trainer = make_trainer(growing, watching, max_epochs=5, logger=logger)
+    trainer.fit(Module(), loader(), loader())
+    with open(f"{logger.log_dir}/metrics.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["growth/score"]]
+    for row, step in zip(rows, growing.growth.history, strict=True):
+        told = {name: float(value) for name, value in row.items() if name.startswith("growth/") and value}
+        assert told == pytest.approx(numbers(step_row(step)) | {k: told[k] for k in told if named_in_verdict(k)})
+    assert float(rows[-1]["growth/J"]) == pytest.approx(growing.growth.result().J)
+    best = max(step.score for step in growing.growth.history)
+    assert float(watching.best_model_score) == pytest.approx(best)
+
+
+def named_in_verdict(name):
+    return name in {entry.name for entry in VERDICT}
 
 
 @pytest.mark.parametrize("at_the_end", [True, False], ids=["saved after the step", "saved before it"])

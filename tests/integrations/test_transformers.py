@@ -12,6 +12,7 @@ from rich.console import Console
 
 import esper
 from esper.actions import Decision
+from esper.growth.log import numbers, step_row
 from esper.network.seed import plant
 from esper.tamiyo.policy.rules import FixedSchedulePolicy
 from network.hosts import advance, germinate, of_host, prune, wake
@@ -139,6 +140,16 @@ def test_an_export_needs_neither_esper_nor_transformers(make, suffix, tmp_path):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+class Reported(transformers.TrainerCallback):
+    """What a tracker of the Trainer's is told."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
 def test_the_callback_grows_under_the_trainer(tmp_path):
     integration = pytest.importorskip("esper.integrations.transformers")
     model, inputs, slots, labels = vit()
@@ -152,8 +163,18 @@ def test_the_callback_grows_under_the_trainer(tmp_path):
     arguments = transformers.TrainingArguments(
         str(tmp_path), num_train_epochs=6, use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True
     )
-    transformers.Trainer(model, arguments, train_dataset=data, callbacks=[growing]).train()
+    trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=[growing, seen := Reported()])
+    growing.log_through(trainer)
+    trainer.train()
     growth = growing.growth
+    rows = [entry for entry in trainer.state.log_history if "growth/score" in entry]
+    for row, step in zip(rows, growth.history, strict=True):
+        assert row.items() >= numbers(step_row(step)).items()
+        assert row["epoch"] == step.decision
+    assert "growth/J" in rows[-1]
+    assert [logs for logs in seen.logs if "growth/score" in logs] == [
+        {name: value for name, value in row.items() if name != "step"} for row in rows
+    ], "what the Trainer reports to is told the same"
     assert len(growth.history) == 6
     assert growth.finished
     assert growth.network.added_params > 0

@@ -6,6 +6,7 @@ import copy
 import math
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from esper.files import from_plain, read_json, write_json_atomic, written_whole
 from esper.growth import Growth, GrowthResult
 from esper.growth.evaluate import random_state_kept
 from esper.growth.export import export_model
+from esper.growth.log import step_row, verdict_row
 from esper.growth.summary import summary
 from esper.growth.tally import count_compute
 from esper.growth.verdict import Control, paired_error
@@ -31,6 +33,7 @@ from esper.programs import MANIFEST, check_packages
 from esper.record import told
 from esper.tasks import SCHEDULES, DataOptions, Splits, Task, auto_host, get_task, load_data
 from esper.tasks.reading import Rescale, Rows, Served, manifest
+from esper.tracking import TensorBoard, Tracking, check_trackers
 
 CONTRIBUTION_SAMPLES = 512
 """Validation samples on which contributions are measured."""
@@ -92,6 +95,8 @@ class GrowCommand:
     control: bool = False
     """Train the host alone beside it, on the same batches, to tell whether growing was worth it; takes its compute once
     more, and changes nothing about the growth."""
+    track: tuple[str, ...] = ()
+    """Trackers that every step is logged to, beside TensorBoard: `wandb`, `mlflow`, `trackio`."""
     quiet: bool = False
     """No progress bar."""
 
@@ -119,6 +124,7 @@ class GrowCommand:
             raise ValueError(f"--schedule must be one of {', '.join(SCHEDULES)}; got '{self.schedule}'")
         self.read.check()
         check_packages(f".{self.export}")
+        check_trackers(self.track)
         check_device(self.device)
 
     def build_task(self) -> Task:
@@ -141,19 +147,24 @@ class GrowCommand:
         if resumed:
             run.load(directory)
             console.print(f"Going on after epoch {run.epochs_done} of {self.epochs}.")
-        try:
-            self._train(run, directory, console)
-        except KeyboardInterrupt:
-            console.print(_what_is_kept(directory, run.epochs_done, self.epochs), soft_wrap=True)
-            raise
-        self._write(run, directory, console)
+        board = TensorBoard(directory, first_step=run.epochs_done + 1 if resumed else None)
+        tracking = Tracking(self.track, directory.resolve().name, asdict(self), board)
+        with ExitStack() as stack:
+            stack.callback(tracking.finish)
+            try:
+                self._train(run, directory, console, tracking)
+            except KeyboardInterrupt:
+                console.print(_what_is_kept(directory, run.epochs_done, self.epochs), soft_wrap=True)
+                raise
+            self._write(run, directory, console, tracking)
 
-    def _train(self, run: GrowRun, directory: Path, console: Console) -> None:
+    def _train(self, run: GrowRun, directory: Path, console: Console, tracking: Tracking) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, disable=self.quiet) as progress:
             bar = progress.add_task("growing", total=self.epochs, completed=run.epochs_done)
             while run.epochs_done < self.epochs:
                 step = run.epoch()
+                tracking.log(step_row(step) | run.host_alone_row(), step.decision)
                 run.save(directory)
                 score = told(step.score, run.measure)
                 if not step.decided.startswith(("WAIT", "no decision")):
@@ -161,13 +172,14 @@ class GrowCommand:
                     progress.console.print(f"epoch {step.decision}: validation {score}, {step.decided}{because}")
                 progress.update(bar, advance=1, description=f"growing: validation {score}")
 
-    def _write(self, run: GrowRun, directory: Path, console: Console) -> None:
+    def _write(self, run: GrowRun, directory: Path, console: Console, tracking: Tracking) -> None:
         splits = run.splits
         grown = run.growth.grown_model().eval()
         with torch.no_grad():
             output = grown(splits.test_x)
         test = float(run.task.score(output, splits.test_y))
         result = run.result()
+        tracking.log(verdict_row(result) | {"test_score": test}, run.epochs_done)
         console.print(summary(result))
         if result.control is None and result.added_params:
             console.print("With --control the host alone is trained beside it, which tells what growing has brought.")
@@ -247,6 +259,10 @@ class GrowRun:
             self.control.epoch(self.task, self.splits, order)
         self.epochs_done += 1
         return step
+
+    def host_alone_row(self) -> dict[str, float | str]:
+        """The host's own score after the latest epoch, for trackers, where it is trained."""
+        return {} if self.control is None else {"host_alone_score": self.control.scores[-1]}
 
     @property
     def measure(self) -> str:

@@ -44,6 +44,7 @@ def check_options(
     param_group: Callable[..., object] | None,
     chance_score: float | None,
     chance_loss: float | None,
+    log: Callable[..., object] | None,
 ) -> None:
     """Numbers are in their ranges, contributions are on, off, or a function, and functions are functions."""
     if param_group is not None and not callable(param_group):
@@ -51,6 +52,8 @@ def check_options(
             "param_group is a function of (name of a seed's parameter, the parameter, name of its slot) that returns "
             f"the index of the param group to join, or None; got {param_group!r}"
         )
+    if log is not None and not callable(log):
+        raise ValueError(f"log is a function of (row, number of the step), such as Tracking(...).log; got {log!r}")
     if not isinstance(contributions, bool) and not callable(contributions):
         raise ValueError(
             f"contributions is True, False, or a function like evaluate() over fewer samples, got {contributions!r}"

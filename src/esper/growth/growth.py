@@ -25,6 +25,7 @@ from esper.growth.evaluate import Evaluate, collect, random_state_kept, training
 from esper.growth.explain import explain
 from esper.growth.export import export_model
 from esper.growth.judgement import Judgement, carry_out, judge
+from esper.growth.log import Log, step_row, verdict_row
 from esper.growth.observe import observe, to_arrays, to_tensors
 from esper.growth.probe import Probe, compile_afresh, uncompiled
 from esper.growth.result import GrowthResult
@@ -111,6 +112,10 @@ class Growth:
             this loss that the network has done away with, 1 − loss / chance_loss.
         seed: Decides the seeds' initial weights and what the policy draws.
         causal: Whether sequence slots must not look ahead; ``None`` finds out.
+        log: Called at the end of each step with a row of numbers and texts and the step's number, and once more by
+            :meth:`finish`; :mod:`esper.growth.log` has the table of all names. The last row holds the verdict, too:
+            ``log=lambda row, step: wandb.log(row, step=step)``, or the ``log`` of a
+            :class:`~esper.tracking.Tracking`. Where several processes train, give it to one of them.
         auditions: Which kinds of seeds audition in empty slots before anything grows there, and for how long
             (:class:`~esper.auditions.Auditions`): each candidate costs its own forward and backward passes, and
             one more evaluation a step. ``None``: no auditions, unless the policy lives by them.
@@ -150,6 +155,7 @@ class Growth:
         chance_loss: float | None = None,
         seed: int = 0,
         causal: bool | None = None,
+        log: Log | None = None,
         auditions: Auditions | None = None,
     ) -> None:
         host = unwrap(model)
@@ -161,6 +167,7 @@ class Growth:
             param_group=param_group,
             chance_score=chance_score,
             chance_loss=chance_loss,
+            log=log,
         )
         check_optimizer(optimizer, host)
         self.policy = make_policy(default_policy(horizon) if policy is None else policy)
@@ -196,6 +203,7 @@ class Growth:
         self._removed = False
         self._seed = seed
         self._chance_loss = chance_loss
+        self._log = log
         chance_score = chance_score if chance_loss is None else 0.0
         self._run = History(horizon, rent, budget, train_samples=train_samples, chance_score=chance_score)
         self._contributions = contributions
@@ -241,7 +249,7 @@ class Growth:
 
         After an error of measuring or deciding, whoever raised it, Growth and the model are as before (a rollback is
         taken back too); what ``evaluate`` itself drew or changed is not taken back, nor is a failure while the decision
-        is carried out, such as running out of memory.
+        is carried out, such as running out of memory. What ``log`` raises is raised when the step is done.
         """
         self._check_in_use()
         ranks.check_wrapped(self._parallel, has_trained=self._probe.steps > 0)
@@ -277,6 +285,7 @@ class Growth:
             self._governor.take_snapshot()
         state = {s.name: (s.stage.name, s.blueprint, s.alpha) for s in self.network.slots}
         added = self.network.added_params
+        had_finished = self.finished
         decided, changes = self._apply(*choice[:2]) if choice else self._rest(judged)
         now = time.perf_counter()
         step = Step(
@@ -300,7 +309,13 @@ class Growth:
         self._clock = now
         self.history.append(step)
         self._probe.begin_interval()
+        self._log_latest(with_verdict=self.finished and not had_finished)
         return step
+
+    def _log_latest(self, *, with_verdict: bool) -> None:
+        if self._log is not None:
+            step = self.history[-1]
+            self._log(step_row(step) | (verdict_row(self.result()) if with_verdict else {}), step.decision)
 
     def _measure(self, evaluate: Evaluate, *, finite: bool, name: str = "evaluate") -> tuple[float, float]:
         """Mean over the ranks of what ``evaluate`` returns, checked on all of them."""
@@ -474,6 +489,7 @@ class Growth:
                 contribution_seconds=last.contribution_seconds + measured.seconds,
                 judged=self._words_of(judged),
             )
+            self._log_latest(with_verdict=True)
 
     def _take_back(self) -> None:
         """Undo the latest decision if no training has followed it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -10,6 +10,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from esper.growth import Growth
+from esper.growth.log import numbers
 from esper.growth.saving import acting_slots, attach, network_as_evaluated
 from esper.network.placing import is_of_seed
 
@@ -21,6 +22,9 @@ class GrowthCallback(lightning.Callback):
     ``trainer.test(..., ckpt_path="best")`` (likewise ``validate`` and ``predict``) tests the network of the checkpoint,
     its seeds included, in a new process as well if the trainer has this callback there. Averages of weights that other
     callbacks keep (``EMAWeightAveraging``, ``StochasticWeightAveraging``) grow along.
+
+    The numbers of each step (:mod:`esper.growth.log` has their table) go to the trainer's loggers, by
+    ``LightningModule.log_dict``, so that other callbacks can watch them: ``ModelCheckpoint(monitor="growth/score")``.
 
     Args:
         evaluate: Called with the ``LightningModule``; returns (loss, score) on validation data, the score at most 1, or
@@ -108,7 +112,11 @@ class GrowthCallback(lightning.Callback):
             raise ValueError(f"GrowthCallback needs one optimizer, got {len(trainer.optimizers)}")
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         host = pl_module.get_submodule(self.host)
-        self._growing = Growth(host, trainer.optimizers[0], **{"horizon": epochs} | self.options)
+
+        def log(row: Mapping[str, float | str], step: int) -> None:
+            pl_module.log_dict(numbers(row))
+
+        self._growing = Growth(host, trainer.optimizers[0], **{"horizon": epochs, "log": log} | self.options)
         averages = [
             held
             for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -129,8 +137,7 @@ class GrowthCallback(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """One step of growth."""
-        step = self.growth.step(lambda: self.evaluate(pl_module))
-        pl_module.log_dict({"growth/score": step.score, "growth/added_params": float(step.added_params)})
+        self.growth.step(lambda: self.evaluate(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """Saved in every checkpoint, once there is a growth."""

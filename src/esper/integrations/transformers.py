@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from esper.files import written_whole
 from esper.growth import Growth
+from esper.growth.log import numbers
 
 FILE = "esper_growth.pt"
 """What the callback adds to a checkpoint's folder."""
@@ -36,6 +37,13 @@ class GrowthCallback(TrainerCallback):
     ``optimizer.pt`` holds the state of the host's parameters, which is all that the Trainer can load while there are no
     seeds; that of the seeds' is in ``esper_growth.pt``.
 
+    A Trainer does not show itself to its callbacks. To have the numbers of each step (:mod:`esper.growth.log` has their
+    table) in its history and with whatever it reports to::
+
+        growing = GrowthCallback(evaluate, ...)
+        trainer = Trainer(..., callbacks=[growing])
+        growing.log_through(trainer)
+
     Attributes:
         growth: The :class:`~esper.growth.Growth`, from the start of training on.
     """
@@ -47,6 +55,15 @@ class GrowthCallback(TrainerCallback):
         self.options = options
         self._loading: RemovableHandle | None = None
         self._stepping = False
+        self._trainer: Trainer | None = None
+
+    def log_through(self, trainer: Trainer) -> None:
+        """From now on, log every step by ``trainer.log``."""
+        self._trainer = trainer
+
+    def _log(self, row: Mapping[str, float | str], step: int) -> None:
+        if self._trainer is not None:
+            self._trainer.log(numbers(row))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,7 +75,7 @@ class GrowthCallback(TrainerCallback):
             )
         optimizer: Optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
         horizon = None if args.max_steps > 0 else math.ceil(args.num_train_epochs)
-        self.growth = Growth(kwargs["model"], optimizer, **{"horizon": horizon} | self.options)
+        self.growth = Growth(kwargs["model"], optimizer, **{"horizon": horizon, "log": self._log} | self.options)
         if state.global_step > 0:
             self._resume(args, state)
         if args.load_best_model_at_end:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-import esper
 from esper.growth.log import STEP, VERDICT, numbers, step_row, verdict_row
 from growing import Loop
 from network.hosts import advance, fossilize, germinate
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def grown(**options):
@@ -94,7 +96,9 @@ def test_what_is_no_function_is_refused():
         Loop(log="wandb")
 
 
-def test_units_and_meanings_are_said_of_all():
+def test_units_and_meanings_are_said_of_all_and_stand_in_the_docs():
     assert all(entry.unit and entry.meaning for entry in (*STEP, *VERDICT))
     assert len({entry.name for entry in (*STEP, *VERDICT)}) == len(STEP) + len(VERDICT)
-    assert "log:" in (esper.Growth.__doc__ or "")
+    page = (ROOT / "docs" / "grow_your_own_model.md").read_text(encoding="utf-8")
+    for entry in (*STEP, *VERDICT):
+        assert f"| `{entry.name}` | {entry.unit} | {entry.meaning} |" in page, entry.name

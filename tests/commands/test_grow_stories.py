@@ -180,7 +180,7 @@ def test_values_come_in_their_own_unit(tmp_path, capsys):
     data = load_diabetes(scaled=False)
     frame = polars.DataFrame(data.data, schema=data.feature_names).with_columns(progress=data.target)
     frame.write_parquet(tmp_path / "diabetes.parquet")
-    options = ("--epochs", "14", "--rent", "0", "--learning-rate", "0.02", "--control")
+    options = ("--policy", "heuristic", "--epochs", "14", "--rent", "0", "--learning-rate", "0.02", "--control")
     printed, run = grow(tmp_path, capsys, tmp_path / "diabetes.parquet", *options)
     assert "values from 25 to 346" in printed
     assert re.search(

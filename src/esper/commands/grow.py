@@ -72,8 +72,9 @@ class GrowCommand:
     """Cap on added parameters."""
     flops_budget: int | None = None
     """Cap on added FLOPs of a forward pass over one sample."""
-    rent: float = 0.02
-    """Price of a doubling of the parameters, in points of score (0.02 is two points)."""
+    rent: float = 0.0025
+    """Price of a doubling of the parameters, in points of score. The default is a quarter of a point, since the budget
+    already caps the size; without a budget, 0.02 (two points) is usual."""
     epochs: int = 60
     """Passes over the training data; after each the policy decides."""
     batch_size: int | None = None

@@ -11,6 +11,7 @@ import pytest
 
 import esper
 from esper.actions import own_blueprints
+from esper.env.reward import OBJECTIVES
 from esper.network.blueprints import unregister_blueprint
 from esper.tasks import TASKS
 
@@ -28,16 +29,18 @@ def python_blocks(page):
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tasks = dict(TASKS)
+    tasks, objectives = dict(TASKS), set(OBJECTIVES)
     namespace: dict[str, object] = {"__name__": "__main__"}
     try:
         for block in python_blocks(page):
             exec(compile(block, str(page), "exec"), namespace)
     finally:
-        # A page's own task and blueprints leave with the page, and so does its run: in a measured batch it keeps the
-        # process from compiling.
+        # A page's own task, blueprints and objectives leave with the page, and so does its run: in a measured batch it
+        # keeps the process from compiling.
         for name in own_blueprints():
             unregister_blueprint(name)
+        for name in OBJECTIVES.keys() - objectives:
+            del OBJECTIVES[name]
         TASKS.clear()
         TASKS.update(tasks)
         namespace.clear()

@@ -51,6 +51,7 @@ def register_objective(potential: AnyPotential) -> AnyPotential:
         ...     return outcome.score if outcome.params <= 2 * outcome.host_params else 0.0
         >>> RewardConfig(objective="within_twice").potential(Outcome(0.75, params=150, host_params=100, rent=0.0))
         0.75
+        >>> del OBJECTIVES["within_twice"]
     """
     name = getattr(potential, "__name__", type(potential).__name__)
     if name in OBJECTIVES:

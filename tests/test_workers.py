@@ -107,7 +107,9 @@ def test_a_call_that_was_interrupted_leaves_no_answer_for_the_next(monkeypatch):
     again.close()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_no_worker_outlives_its_parent_and_ctrl_c_is_for_the_parent_alone(signum, tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     parent = subprocess.Popen(

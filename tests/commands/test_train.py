@@ -191,6 +191,7 @@ def test_a_trained_policy_goes_on_learning_from_where_it_is(tmp_path, trained):
     assert 0 < max(changes) < 1e-2  # at most the learning rate for each of the 32 steps of the optimiser
 
 
+@pytest.mark.slow
 def test_a_run_from_a_trained_policy_goes_on_without_it(tmp_path, trained, monkeypatch):
     """Stopped in the second rollout and resumed when the policy that it began with is gone: bit for bit the same."""
 

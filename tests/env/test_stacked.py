@@ -297,7 +297,7 @@ def poison(engine, row, *, seed):
 
 
 @pytest.mark.parametrize("seed", [False, True])
-@pytest.mark.parametrize("name", ["digits", "glyphs"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("glyphs", marks=pytest.mark.slow)])
 def test_a_diverged_host_is_rolled_back_as_in_the_loop(double, name, seed):
     task = small(get_task(name))
     loop, stacked, _ = both(task, 3)
@@ -335,7 +335,7 @@ def test_a_nan_in_one_host_changes_no_bit_of_the_others(name):
 
 
 @pytest.mark.parametrize("style", range(3))
-@pytest.mark.parametrize("name", ["wine", "mnist1d", "charlm"])
+@pytest.mark.parametrize("name", ["wine", "mnist1d", pytest.param("charlm", marks=pytest.mark.slow)])
 def test_company_in_its_blueprint_changes_no_bit_of_a_seed(name, style):
     """Each blueprint held by one host, and by a second one too, in another style and stage."""
     task = small(get_task(name), batch_size=4)

@@ -314,6 +314,7 @@ def test_a_run_resumes_bit_for_bit_with_it_and_is_refused_without(own: None) -> 
         register_blueprint(Encoder)
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_trained_without_it_never_chooses_it(own: None) -> None:
     torch.manual_seed(0)
     policy = LearnedPolicy(LSTMPolicyBundle(FactoredRecurrentActorCritic()), deterministic=False)

@@ -226,6 +226,7 @@ def test_seeds_are_added_to_what_has_been_run(finished, tmp_path, capsys):
     assert "has 3; seeds can only be added" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_comparison_is_gone_on_with_by_its_directory_alone(finished, tmp_path, capsys):
     directory = shutil.copytree(finished[0], tmp_path / "out")
     (directory / "report.html").unlink()

@@ -18,6 +18,7 @@ from esper.actions import ALL_BLUEPRINTS, BLUEPRINT_NAMES, HEADS, own_blueprints
 from esper.env.episode import Variants
 from esper.evaluation import run_episodes
 from esper.network.blueprints import BLUEPRINTS, count_parameters, register_blueprint, unregister_blueprint
+from esper.network.blueprints.promises import check_promises
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy import HeuristicPolicy, LearnedPolicy, LSTMPolicyBundle
 
@@ -264,6 +265,11 @@ def test_a_promise_that_is_broken_is_said_at_registration(kind: type[Blueprint],
     with pytest.raises(ValueError, match=said):
         register_blueprint(kind)
     assert tuple(ALL_BLUEPRINTS) == BLUEPRINT_NAMES
+
+
+def test_the_thirteen_keep_what_is_asked_of_others() -> None:
+    for kind in BLUEPRINTS.values():
+        check_promises(kind)
 
 
 def test_what_is_no_blueprint_is_refused() -> None:

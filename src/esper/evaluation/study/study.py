@@ -195,7 +195,7 @@ class Study:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 unit = running.pop(future)
-                before = self.results(unit) if self._seeds_run(unit) else []
+                before = self.results(unit) if self.path(unit).is_file() else []
                 write_json_atomic(self.path(unit), [result.to_json() for result in before + future.result()])
                 done.add(unit)
                 yield unit

@@ -53,17 +53,13 @@ def _broken(blueprint: Blueprint, spec: SlotSpec) -> str | None:
         return f"from h {list(h.shape)} it makes delta {list(delta.shape)}; expected the same shape"
     if bool(delta.any()):
         return "delta is not 0 at birth; set the weights of its last layer to zero (nn.init.zeros_)"
-    if not _learns(blueprint, h):
+    delta.sum().backward()
+    if not any(p.grad is not None and bool(p.grad.any()) for p in blueprint.parameters()):
         return "no gradient reaches it at birth; only its last layer is to be zero"
     for parameter in blueprint.parameters():
         nn.init.normal_(parameter, std=0.3)
     with torch.no_grad():
         return _about_others(blueprint, spec, h)
-
-
-def _learns(blueprint: Blueprint, h: Tensor) -> bool:
-    blueprint(h).sum().backward()
-    return any(p.grad is not None and bool(p.grad.any()) for p in blueprint.parameters())
 
 
 def _about_others(blueprint: Blueprint, spec: SlotSpec, h: Tensor) -> str | None:
@@ -75,23 +71,19 @@ def _about_others(blueprint: Blueprint, spec: SlotSpec, h: Tensor) -> str | None
         return "a sample's delta depends on the other samples of the batch"
     if spec.kind != "sequence":
         return None
-    changed = h.clone()
-    changed[:, -1] += 1.0
-    before = slice(0, h.shape[1] - 1)
-    reaches_back = not _close(blueprint(changed)[:, before], delta[:, before])
+    first_changed, last_changed = h.clone(), h.clone()
+    first_changed[:, 0] += 1.0
+    last_changed[:, -1] += 1.0
+    reaches_back = not _close(blueprint(last_changed)[:, :-1], delta[:, :-1])
     if spec.causal and reaches_back:
         return "delta depends on later positions; pad or mask, or let `fits` say no to `spec.causal`"
-    changed = h.clone()
-    changed[:, 0] += 1.0
-    mixes = reaches_back or not _close(blueprint(changed)[:, 1:], delta[:, 1:])
+    mixes = reaches_back or not _close(blueprint(first_changed)[:, 1:], delta[:, 1:])
     if mixes and not blueprint.mixes:
         return "delta at a position depends on others; say `mixes = True`, and let forward take `keep` (padding)"
     if blueprint.mixes:
         keep = torch.ones(h.shape[:2], dtype=torch.bool)
         keep[:, -1] = False
-        changed = h.clone()
-        changed[:, -1] += 1.0
-        if not _close(blueprint(changed, keep)[:, before], blueprint(h, keep)[:, before]):
+        if not _close(blueprint(last_changed, keep)[:, :-1], blueprint(h, keep)[:, :-1]):
             return "delta depends on positions at which `keep` is false (padding)"
     return None
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import gymnasium as gym
+import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from esper.cli import main
 from esper.env.reward import OBJECTIVES
@@ -194,3 +196,46 @@ def test_an_objective_of_ones_own_trains_a_controller(directory, capsys):
     finally:
         sys.modules.pop("my_aims", None)
         OBJECTIVES.pop("small", None)
+
+
+HOST = """
+import torch
+from torch import nn
+
+def residual(x, outputs):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(8)
+        def forward(self, h):
+            return torch.relu(h + self.norm(self.conv(h)))
+    return nn.Sequential(nn.Conv2d(x.shape[1], 8, 3), Block(), Block(), nn.Flatten(1), nn.LazyLinear(outputs))
+"""
+
+
+@pytest.mark.parametrize("slots", [(), ("--slot", "2")])
+def test_a_host_of_ones_own_grows_on_data_of_ones_own_and_is_served_without_esper(directory, capsys, slots):
+    digits = load_digits()
+    np.savez("digits.npz", x=digits.images[:400].astype("float32"), y=digits.target[:400])
+    (directory / "my_nets.py").write_text(HOST)
+    arguments = ["grow", "--data", "digits.npz", "--host", "my_nets:residual", *slots, "--policy", "fixed"]
+    assert main([*arguments, "--epochs", "6", "--quiet", "--out", "run"]) == 0
+    told = json.loads((directory / "run/growth.json").read_text())
+    assert told["growth"]["slots"].keys() == ({"2"} if slots else {"1", "2"})
+    assert told["growth"]["added_params"] > 0
+    served = subprocess.run([sys.executable, "-c", SERVED], capture_output=True, text=True, cwd=directory, check=True)
+    assert float(served.stdout) > 0.5
+    capsys.readouterr()
+    assert main(["grow", "--data", "digits.npz", "--slot", "2", "--out", "other"]) == 2
+    assert "--slot names slots of a host of your own, and needs --host" in capsys.readouterr().err
+    assert not (directory / "other").exists()
+
+
+SERVED = """
+import sys, numpy, torch
+rows = numpy.load("digits.npz")
+answers = torch.export.load("run/grown.pt2").module()(torch.from_numpy(rows["x"]))
+assert not any(name.startswith("esper") for name in sys.modules)
+print((answers.argmax(-1).numpy() == rows["y"]).mean())
+"""

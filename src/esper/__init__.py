@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from esper.record import GrowthRecord
     from esper.tamiyo.policy.protocol import Policy, RulePolicy, RunView
     from esper.tamiyo.policy.registry import load_policy, make_policy
-    from esper.tasks import Splits, Task, register_task
+    from esper.tasks import Splits, Task, register_host, register_task
 
 __version__ = "0.2.0"
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "load_policy",
     "make_policy",
     "register_blueprint",
+    "register_host",
     "register_objective",
     "register_task",
 ]
@@ -76,6 +77,7 @@ _HOMES = {
     "load_policy": "esper.tamiyo.policy.registry",
     "make_policy": "esper.tamiyo.policy.registry",
     "register_blueprint": "esper.network.blueprints",
+    "register_host": "esper.tasks",
     "register_objective": "esper.env.reward",
     "register_task": "esper.tasks",
 }

@@ -119,7 +119,7 @@ def test_what_it_cost_is_counted_as_it_was():
     [
         (["--task", "mnist2d"], "unknown task 'mnist2d'; did you mean 'mnist1d'"),
         (["--data", "nowhere.npz"], "nowhere.npz does not exist"),
-        (["--policy", "heuristics"], "did you mean heuristic"),
+        (["--policy", "heuristics"], "did you mean 'heuristic'"),
         (["--budget", "1"], "no blueprint is within budget=1"),
         (["--flops-budget", "0", "--budget", "31"], "flops_budget=0"),
         (["--task", ""], "unknown task ''"),

@@ -106,9 +106,12 @@ def registered():
 def test_an_objective_is_registered_under_its_name_once():
     register_objective(linear_price)
     assert RewardConfig(objective="linear_price").potential(Outcome(0.9, 1100, 1000, 0.02)) == pytest.approx(0.8)
-    with pytest.raises(ValueError, match="'linear_price' exists already"):
-        register_objective(linear_price)
-    with pytest.raises(ValueError, match="did you mean linear_price"):
+    register_objective(linear_price)  # again, as when a cell of a notebook runs again
+    other = lambda outcome: outcome.score  # noqa: E731
+    other.__name__ = "linear_price"
+    with pytest.raises(ValueError, match="'linear_price' is taken among objectives, by linear_price of"):
+        register_objective(other)
+    with pytest.raises(ValueError, match="did you mean 'linear_price'"):
         RewardConfig(objective="linear_prise")
 
 

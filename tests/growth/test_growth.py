@@ -369,7 +369,7 @@ def test_auto_finds_something_in_every_host(kind, names):
         ({"slots": ["11"]}, "slot '11' is not a submodule of Sequential; did you mean"),
         ({"budget": 3}, "no blueprint is within budget=3 .* needs 32 here"),
         ({"flops_budget": 0, "blueprints": ["mlp"]}, "no blueprint is within"),
-        ({"policy": "heuristics"}, "did you mean heuristic"),
+        ({"policy": "heuristics"}, "did you mean 'heuristic'"),
         ({"blueprints": ["conv"]}, "none of the blueprints"),
         ({"horizon": 0}, "horizon must be 1 or more"),
         ({"rent": -1.0}, "rent is a price"),
@@ -384,6 +384,14 @@ def test_bad_arguments_are_refused_and_leave_no_trace(kwargs, message):
         esper.Growth(model, optimizer, **{"slots": ["1"], "example_input": x} | kwargs)
     assert not any(module._forward_hooks for module in model.modules())
     esper.Growth(model, optimizer, slots=["1"], example_input=x)
+
+
+@pytest.mark.parametrize(
+    ("options", "rent"),
+    [({}, 0.02), ({"budget": 900}, 0.0025), ({"flops_budget": 10**6}, 0.0025), ({"budget": 900, "rent": 0.02}, 0.02)],
+)
+def test_who_gives_a_budget_pays_little_rent_for_what_it_holds(options, rent):
+    assert Loop(**{"budget": None} | options).growth.result().rent == rent
 
 
 def test_the_wrong_optimizer_and_wrappers_are_refused():

@@ -132,8 +132,19 @@ class TestRegistry:
 
     def test_a_name_is_taken_once(self, registry):
         register_task(Tiny)
-        with pytest.raises(ValueError, match=r"'tiny' exists already \(Tiny\); choose another name"):
-            register_task(Tiny)
+
+        class Other(Tiny):
+            pass
+
+        with pytest.raises(ValueError, match=r"'tiny' is taken among tasks, by Tiny of .*test_task; choose another"):
+            register_task(Other)
+        assert TASKS["tiny"] is Tiny
+
+    def test_a_definition_that_runs_again_takes_its_own_place(self, registry):
+        first, second = (type("Tiny", (Tiny,), {"__qualname__": "Tiny"}) for _ in range(2))
+        register_task(first)
+        register_task(second)
+        assert TASKS["tiny"] is second
 
     def test_a_task_must_say_what_it_is(self, registry):
         class Nameless(Tiny):

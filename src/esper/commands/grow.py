@@ -31,7 +31,7 @@ from esper.growth.tally import count_compute
 from esper.growth.verdict import Control, paired_error
 from esper.programs import MANIFEST, check_packages
 from esper.record import told
-from esper.tasks import SCHEDULES, DataOptions, Splits, Task, auto_host, get_task, load_data
+from esper.tasks import SCHEDULES, DataOptions, Rehosted, Splits, Task, auto_host, get_task, load_data
 from esper.tasks.reading import Rescale, Rows, Served, manifest
 from esper.tracking import TensorBoard, Tracking, check_trackers
 
@@ -59,8 +59,11 @@ class GrowCommand:
     images for each class, IDX files or CIFAR-10 binary files."""
     read: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     """How your own data are read."""
-    host: Literal["auto"] = "auto"
-    """Host for your own data: a small network chosen by the form of the data."""
+    host: str = "auto"
+    """The network that grows: by default the task's own, for your own data a small one chosen by their form; or the
+    name of a host that you have registered, or `module:name` of a function that builds one."""
+    slot: tuple[str, ...] = ()
+    """Names of the submodules of your own host whose outputs may grow; by default they are proposed."""
     width: float = 1.0
     """Factor on the host's channels."""
     depth: int = 1
@@ -72,9 +75,9 @@ class GrowCommand:
     """Cap on added parameters."""
     flops_budget: int | None = None
     """Cap on added FLOPs of a forward pass over one sample."""
-    rent: float = 0.0025
-    """Price of a doubling of the parameters, in points of score. The default is a quarter of a point, since the budget
-    already caps the size; without a budget, 0.02 (two points) is usual."""
+    rent: float | None = None
+    """Price of a doubling of the parameters, in points of score: by default 0.0025 (a quarter of a point), since the
+    budget already caps the size, and without a budget 0.02 (two points)."""
     epochs: int = 60
     """Passes over the training data; after each the policy decides."""
     batch_size: int | None = None
@@ -123,6 +126,8 @@ class GrowCommand:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"--schedule must be one of {', '.join(SCHEDULES)}; got '{self.schedule}'")
+        if self.slot and self.host == "auto":
+            raise ValueError(f"--slot names slots of a host of your own, and needs --host, got {' '.join(self.slot)}")
         self.read.check()
         check_packages(f".{self.export}")
         check_trackers(self.track)
@@ -131,13 +136,12 @@ class GrowCommand:
     def build_task(self) -> Task:
         """The task that was asked for, or one of one's own data."""
         if self.data is not None:
-            return auto_host(
-                load_data(self.data, options=self.read), name=self.data.resolve().stem, batch_size=self.batch_size
-            )
-        task = get_task(self.task)
-        if self.batch_size is not None:
-            task.batch_size = self.batch_size
-        return task
+            read = load_data(self.data, options=self.read)
+            task = auto_host(read, name=self.data.resolve().stem, batch_size=self.batch_size)
+        else:
+            task = get_task(self.task)
+            task.batch_size = self.batch_size or task.batch_size
+        return task if self.host == "auto" else Rehosted(task, self.host, self.slot)
 
     def _run(self, directory: Path, console: Console, *, resumed: bool) -> None:
         self.check()
@@ -230,7 +234,7 @@ class GrowRun:
         self.growth = Growth(
             self.model,
             self.optimizer,
-            slots=task.slots,
+            slots=task.slots or "auto",
             example_input=self.splits.val_x[:2],
             policy=options.policy,
             budget=options.budget,
@@ -459,7 +463,7 @@ def facts(task: Task, width: float, depth: int) -> dict[str, str]:
         "data": task.description,
         **{"splits": sizes, **notes},
         "batch": f"{task.batch_size} rows (--batch-size)",
-        "host": f"{parameters:,} parameters, slots {', '.join(task.slots)} (--width, --depth)",
+        "host": f"{parameters:,} parameters, slots {', '.join(task.slots) or 'as proposed'} (--host, --width, --depth)",
     }
 
 

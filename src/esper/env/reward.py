@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TypeVar
 
-from esper.extensions import look_up
+from esper.extensions import Registry, look_up
 from esper.observation import doublings
 
 
@@ -31,7 +30,7 @@ Potential = Callable[[Outcome], float]
 
 AnyPotential = TypeVar("AnyPotential", bound=Potential)
 
-OBJECTIVES: dict[str, Potential] = {}
+OBJECTIVES: Registry[Potential] = Registry("objectives")
 """The objectives that can be asked for by name."""
 
 
@@ -54,10 +53,8 @@ def register_objective(potential: AnyPotential) -> AnyPotential:
         >>> del OBJECTIVES["within_twice"]
     """
     name = getattr(potential, "__name__", type(potential).__name__)
-    if name in OBJECTIVES:
-        raise ValueError(f"an objective named '{name}' exists already; choose another name")
     _check_potential(name, potential)
-    OBJECTIVES[name] = potential
+    OBJECTIVES.register(name, potential)
     return potential
 
 
@@ -69,11 +66,7 @@ def find_objective(name: str) -> Potential:
     """
     if name not in OBJECTIVES:
         if ":" not in name:
-            near = difflib.get_close_matches(name, OBJECTIVES)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise ValueError(
-                f"unknown objective '{name}'; {hint}objectives: {', '.join(OBJECTIVES)}; or module:name of a function"
-            )
+            raise OBJECTIVES.unknown(name, "give module:name of a function")
         potential = look_up(name)
         _check_potential(name, potential)
         OBJECTIVES[name] = potential

@@ -14,6 +14,17 @@ from esper.network.growing_network import GrowingNetwork
 from esper.network.rehearsal import rehearse
 from esper.network.seed import seed_parameters
 
+RENT = 0.02
+"""Price of a doubling of parameters, in points of score, where nothing else caps them."""
+
+RENT_WITHIN_BUDGET = 0.0025
+"""The same where a budget does: what :file:`benchmarks/rent_within_budget.py` found on validation data."""
+
+
+def usual_rent(*budgets: int | None) -> float:
+    """The rent of who has named none, by the budgets that they have."""
+    return RENT if all(budget is None for budget in budgets) else RENT_WITHIN_BUDGET
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The host itself, also where it comes compiled."""
@@ -37,7 +48,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def check_options(
     *,
-    rent: float,
+    rent: float | None,
     horizon: int | None,
     train_samples: int | None,
     contributions: bool | Callable[..., object],
@@ -58,8 +69,8 @@ def check_options(
         raise ValueError(
             f"contributions is True, False, or a function like evaluate() over fewer samples, got {contributions!r}"
         )
-    if not 0 <= rent < float("inf"):
-        raise ValueError(f"rent is a price in points of score, 0 or more, got {rent}")
+    if rent is not None and not 0 <= rent < float("inf"):
+        raise ValueError(f"rent is a price in points of score, 0 or more, or None for the usual one, got {rent}")
     for name, value in (("horizon", horizon), ("train_samples", train_samples)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, or None if it is not known, got {value}")

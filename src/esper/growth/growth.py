@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from esper.actions import ALL_BLUEPRINTS, Decision
 from esper.auditions import Auditions
 from esper.growth import ranks
-from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap
+from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap, usual_rent
 from esper.growth.averages import Follower
 from esper.growth.evaluate import Evaluate, collect, random_state_kept, training_loss
 from esper.growth.explain import explain
@@ -98,7 +98,8 @@ class Growth:
             with parameters without data. By default each joins its like in the nearest module: biases and norms
             beside biases and norms, matrices beside matrices.
         rent: Price of a doubling of parameters, in points of score: what a seed must bring to be worth it. 0.02 is two
-            points: two samples in a hundred for an accuracy, two percent of the variance for an R².
+            points: two samples in a hundred for an accuracy, two percent of the variance for an R². By default 0.02,
+            and 0.0025 where a budget caps the size already.
         horizon: Number of steps, if known: policies plan with it. The last step asks no policy: growth comes to its end
             there, as by :meth:`finish`.
         blueprints: Names of the blueprints that may be germinated.
@@ -145,7 +146,7 @@ class Growth:
         param_group: ParamGroup | None = None,
         budget: int | None = None,
         flops_budget: int | None = None,
-        rent: float = 0.02,
+        rent: float | None = None,
         horizon: int | None = None,
         blueprints: Sequence[str] = ALL_BLUEPRINTS,
         contributions: bool | Evaluate = True,
@@ -205,6 +206,7 @@ class Growth:
         self._chance_loss = chance_loss
         self._log = log
         chance_score = chance_score if chance_loss is None else 0.0
+        rent = usual_rent(budget, flops_budget) if rent is None else rent
         self._run = History(horizon, rent, budget, train_samples=train_samples, chance_score=chance_score)
         self._contributions = contributions
         self._governor = Governor(self.network, optimizer) if governor else None

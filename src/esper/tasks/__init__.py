@@ -8,6 +8,7 @@ from esper.tasks.automatic import auto_host
 from esper.tasks.glyphs import Glyphs, GlyphStream, GlyphTransformer
 from esper.tasks.images import Digits, DigitsRows, ShuffledDigits
 from esper.tasks.loading import DataOptions, load_data
+from esper.tasks.own_host import HOSTS, Rehosted, register_host
 from esper.tasks.schedules import SCHEDULES
 from esper.tasks.signals import MNIST1D, ShuffledMNIST1D
 from esper.tasks.synthetic import Spirals
@@ -16,6 +17,7 @@ from esper.tasks.task import TASKS, Splits, Task, register_task, unknown_task
 from esper.tasks.text import CharLM, CodeLM, LibraryLM
 
 __all__ = [
+    "HOSTS",
     "MNIST1D",
     "SCHEDULES",
     "TASKS",
@@ -31,6 +33,7 @@ __all__ = [
     "Letter",
     "LibraryLM",
     "PenDigits",
+    "Rehosted",
     "Satellite",
     "ShuffledDigits",
     "ShuffledMNIST1D",
@@ -42,6 +45,7 @@ __all__ = [
     "auto_host",
     "get_task",
     "load_data",
+    "register_host",
     "register_task",
 ]
 

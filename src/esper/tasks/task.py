@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from esper.extensions import Registry
 from esper.tasks.reading import Rows
 
 
@@ -207,7 +207,7 @@ class Task(ABC):
         return float(counts.max() / counts.sum())
 
 
-TASKS: dict[str, type[Task]] = {}
+TASKS: Registry[type[Task]] = Registry("tasks")
 """The tasks that can be asked for by name."""
 
 
@@ -220,19 +220,10 @@ def register_task(task: type[Task]) -> type[Task]:
     missing = [field for field in ("name", "description", "slots") if not getattr(task, field, None)]
     if missing:
         raise ValueError(f"task class {task.__name__} must set {', '.join(missing)}")
-    if task.name in TASKS:
-        raise ValueError(
-            f"a task named '{task.name}' exists already ({TASKS[task.name].__name__}); choose another name"
-        )
-    TASKS[task.name] = task
+    TASKS.register(task.name, task)
     return task
 
 
 def unknown_task(name: str) -> ValueError:
     """The error for a name that is not registered, with the names that come nearest."""
-    near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return ValueError(
-        f"unknown task '{name}'; {hint}tasks: {', '.join(TASKS)}; or give the path of your own data, as `esper grow "
-        "--help` lists them"
-    )
+    return TASKS.unknown(name, "give the path of your own data, as `esper grow --help` lists them")

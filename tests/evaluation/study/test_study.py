@@ -121,7 +121,7 @@ def test_an_arm_that_cannot_be_found_is_refused_before_anything_is_computed(tmp_
     for arm, said in (
         ("nowhere:rule", "importing 'nowhere' failed: ModuleNotFoundError: No module named 'nowhere'"),
         ("episodes:nothing", "has no 'nothing'"),
-        ("heuristik", "did you mean heuristic?"),
+        ("heuristik", "did you mean 'heuristic'?"),
         ("heuristic", "--arm heuristic: an arm of this name is in every comparison"),
     ):
         assert main(["compare", "--arm", arm, "--out", str(tmp_path / "out")]) == 2

@@ -119,7 +119,7 @@ def test_a_rule_sees_its_run(env):
 
 
 def test_bad_policies_get_clear_errors(env):
-    with pytest.raises(ValueError, match=r"unknown policy 'heuristics'.*did you mean heuristic"):
+    with pytest.raises(ValueError, match=r"unknown policy 'heuristics'.*did you mean 'heuristic'"):
         make_policy("heuristics")
     with pytest.raises(TypeError, match="got int"):
         make_policy(3)

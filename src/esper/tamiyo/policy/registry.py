@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from esper.actions import Decision
-from esper.extensions import look_up
+from esper.extensions import Registry, look_up
 from esper.files import read_json
 from esper.tamiyo.policy.learned import LearnedPolicy
 from esper.tamiyo.policy.lstm_bundle import POLICY_FILE, LSTMPolicyBundle
@@ -23,14 +22,15 @@ def _shipped() -> Policy:
     return load_policy(SHIPPED)
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "wait": WaitPolicy,
-    "random": RandomPolicy,
-    "fixed": FixedSchedulePolicy,
-    "heuristic": HeuristicPolicy,
-    "audition": AuditionPolicy,
-    "tamiyo": _shipped,
-}
+POLICIES: Registry[Callable[[], Policy]] = Registry("policies", "policy")
+POLICIES.update(
+    wait=WaitPolicy,
+    random=RandomPolicy,
+    fixed=FixedSchedulePolicy,
+    heuristic=HeuristicPolicy,
+    audition=AuditionPolicy,
+    tamiyo=_shipped,
+)
 """Name → a new policy; ``tamiyo`` is the trained one that comes with Esper. Register your own:
 ``POLICIES["mine"] = MyPolicy``."""
 
@@ -88,11 +88,9 @@ def directory_of(policy: str | Path) -> Path | None:
         return SHIPPED if POLICIES[str(policy)] is _shipped else None
     if Path(policy).is_dir():
         return Path(policy)
-    near = difflib.get_close_matches(str(policy), POLICIES, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "there is no such directory either."
-    raise ValueError(
-        f"unknown policy '{policy}': expected one of {', '.join(POLICIES)}, "
-        f"the directory of a trained policy, or one of your own as module:name; {hint}"
+    raise POLICIES.unknown(
+        str(policy),
+        "give the directory of a trained policy (there is none of that name), or one of your own as module:name",
     )
 
 

@@ -97,6 +97,15 @@ def test_an_unknown_option_is_refused(capsys):
     assert "--quick" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_gone_is_told_nothing():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-u", "-m", "esper", "train", "--help"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
 def test_esper_ppo_is_a_command(tmp_path, capsys):
     assert main(["ppo", "--env", "esper/Locksmith-v0", "--total-steps", "64", "--num-steps", "8", "--num-envs", "4",
                  "--episodes", "2", "--quiet", "--run-dir", str(tmp_path / "run")]) == 0  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -83,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             keep_freed_memory()
             command.run(Console())
+    except BrokenPipeError:  # whoever read the output has gone, as `head` goes: no word is of use to them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ChildProcessError as error:
         print(f"esper: {error}", file=sys.stderr)
         return 1

@@ -21,10 +21,17 @@ from esper.files import locked
 
 
 @dataclass(frozen=True)
+class _Options(StudyConfig):
+    """What is compared, but for the seeds: they are an option of the command, which can add some."""
+
+    seeds: Annotated[int, tyro.conf.Suppress] = StudyConfig.seeds
+
+
+@dataclass(frozen=True)
 class CompareCommand:
     """Compare growth controllers and fixed networks on equal terms; a report in HTML, figures, and all results."""
 
-    config: Annotated[StudyConfig, tyro.conf.arg(name="")] = field(default_factory=StudyConfig)
+    config: Annotated[_Options, tyro.conf.arg(name="")] = field(default_factory=_Options)
     """The comparison."""
     seeds: int | None = None
     """Paired seeds: episodes of every arm on each task [default: 10, or as many as the comparison in `--resume` has].
@@ -67,7 +74,7 @@ class CompareCommand:
 
     def _config(self) -> StudyConfig:
         """What is compared, as it was begun where a comparison is gone on with."""
-        config = self.config if self.resume is None else open_study(self.resume).config
+        config = StudyConfig(**vars(self.config)) if self.resume is None else open_study(self.resume).config
         return config if self.seeds is None else replace(config, seeds=self.seeds)
 
     def _run(self, study: Study, console: Console) -> None:

@@ -9,9 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from esper.evaluation.episodes import EpisodeResult
 from esper.evaluation.study.arms import Arm, Bench, study_arms
@@ -46,7 +43,7 @@ class StudyConfig:
     arm: tuple[str, ...] = ()
     """Controllers of your own that are compared, too: `module:name` of a rule or a policy class, the name of a policy,
     or the directory of a trained one."""
-    seeds: Annotated[int, tyro.conf.Suppress] = 10  # an option of the command, which can add some
+    seeds: int = 10
     """Paired seeds: episodes of every arm on each task."""
     seed: int = 0
     """Decides the episode seeds and the random architectures."""

@@ -78,6 +78,9 @@ class TamiyoConfig:
     waste: float = 0.0
     """Price of wasted compute (pruned seeds, measured contributions), in points of score for as many FLOPs as the host
     alone takes; the comparison at the end does without."""
+    compute: float = 0.0
+    """Price of all training compute beyond that of the host alone, wasted or not, in the same unit; the comparison at
+    the end does without."""
     objective: str = score_less_rent.__name__
     """What a run is worth: the name of an objective that is registered, or `module:name` of a function of your own. It
     takes an `esper.Outcome` (score, parameters, those of the host, rent) and sees nothing else."""
@@ -125,6 +128,14 @@ class TamiyoConfig:
             raise ValueError(f"policy '{self.policy}' is a rule, which cannot learn; expected 'tamiyo' or a directory")
         return directory
 
+    def reward(self) -> RewardConfig:
+        """The objective that is trained for.
+
+        Raises:
+            ValueError: For a price below 0, or an objective that is none.
+        """
+        return RewardConfig(rent=self.rent, waste=self.waste, compute=self.compute, objective=self.objective)
+
     def check(self) -> None:
         """Raise ValueError for what makes no sense, before anything is written."""
         for name in ("num_envs", "updates", "num_workers", "eval_episodes"):
@@ -134,7 +145,7 @@ class TamiyoConfig:
             raise ValueError(f"ray_workers must be 0 or more, got {self.ray_workers}")
         if self.address is not None and not self.ray_workers:
             raise ValueError(f"the address '{self.address}' is of use to Ray workers only; say how many")
-        RewardConfig(rent=self.rent, waste=self.waste, objective=self.objective)
+        self.reward()
         check_trackers(self.track)
         if self.auditions < 0:
             raise ValueError(f"auditions must last 0 decisions or more, got {self.auditions}")
@@ -263,7 +274,7 @@ def _train(
     config: TamiyoConfig, policy: LSTMPolicyBundle | None, directory: Path | None, watcher: Watcher, *, resume: bool
 ) -> TrainedTamiyo:
     """Train, from ``policy`` on if there is one, choose how it decides, and keep it."""
-    reward = RewardConfig(rent=config.rent, waste=config.waste, objective=config.objective)
+    reward = config.reward()
     envs = [_make_env(config, name, config.num_envs, reward=reward, variants=config.variants) for name in config.task]
     policy = _living_by_auditions(config, policy)
     options = TrainConfig(

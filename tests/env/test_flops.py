@@ -16,7 +16,7 @@ from esper.env.flops import ComputeMeter, training_flops
 from esper.evaluation.episodes import run_episodes
 from esper.network.blueprints import count_flops
 from esper.network.growing_network import GrowingNetwork
-from esper.tamiyo.policy.rules import FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
+from esper.tamiyo.policy.rules import AuditionPolicy, FixedSchedulePolicy, HeuristicPolicy, RandomPolicy, WaitPolicy
 
 
 @pytest.fixture
@@ -92,6 +92,19 @@ def test_a_run_pays_for_what_it_wasted_and_for_nothing_else(make_env, task, poli
         wasted.append(meter.wasted / meter.host_alone)
         assert pytest.approx(free.J - 0.5 * wasted[-1], abs=1e-12) == paid.J
     assert (np.array(wasted) > 0).all() == (policy is not WaitPolicy)
+
+
+@pytest.mark.parametrize("policy", [WaitPolicy, FixedSchedulePolicy, AuditionPolicy])
+def test_at_a_price_on_compute_a_run_pays_for_all_that_the_host_alone_would_not_have_taken(make_env, task, policy):
+    results = []
+    for price in (0.0, 0.1):
+        env = make_env(2, "mnist1d", reward=RewardConfig(compute=price), autoreset_mode="NextStep", horizon=8)
+        results.append(run_episodes(env, policy(), [5, 6], arm="any"))
+    alone = ComputeMeter(env.task, env.episodes[0]).host_alone
+    for free, paid in zip(*results, strict=True):
+        extra = free.train_flops[-1] / alone - 1
+        assert (extra > 0) == (policy is not WaitPolicy)
+        assert pytest.approx(free.J - 0.1 * extra, abs=1e-12) == paid.J
 
 
 def test_what_was_wasted_before_a_run_is_resumed_is_not_forgotten(make_env):

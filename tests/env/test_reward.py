@@ -52,13 +52,24 @@ def test_the_potential_pays_each_decision_what_it_changed(history, rent, price):
     assert objective.penalty == pytest.approx(penalties)
 
 
+def test_compute_is_paid_as_it_is_spent_and_the_bill_is_the_same_in_the_end():
+    objective = Objective(RewardConfig(compute=0.01, rent=0.0), 0.0)
+    spent = [0.0, 0.5, 2.0, 2.0]
+    rewards = [
+        objective.reward(0.5, HOST, HOST, rolled_back=False, done=extra is spent[-1], extra=extra) for extra in spent
+    ]
+    assert rewards == pytest.approx([0.5, -0.005, -0.015, 0.0])
+
+
 def test_sparse_pays_only_at_the_end():
     objective = Objective(RewardConfig(kind="sparse"), 0.02)
     assert objective.reward(0.5, 2 * HOST, HOST, rolled_back=False, done=False) == 0.0
     assert objective.reward(0.6, 2 * HOST, HOST, rolled_back=False, done=True) == pytest.approx(0.58)
 
 
-@pytest.mark.parametrize("arguments", [{"kind": "dense"}, {"rent": -0.1}, {"rollback_penalty": -1.0}, {"waste": -1.0}])
+@pytest.mark.parametrize(
+    "arguments", [{"kind": "dense"}, {"rent": -0.1}, {"rollback_penalty": -1.0}, {"waste": -1.0}, {"compute": -1.0}]
+)
 def test_a_bad_config_is_refused(arguments):
     with pytest.raises(ValueError, match="must be"):
         RewardConfig(**arguments)

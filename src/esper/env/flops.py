@@ -51,6 +51,8 @@ class ComputeMeter:
         """FLOPs so far."""
         self.wasted = 0
         """FLOPs so far that nothing is left of: attribution, and the training of seeds that are gone."""
+        self.extra = 0
+        """FLOPs so far beyond those of the host alone."""
 
     def record(
         self, slots: Mapping[str, tuple[str, str | None]], auditioning: Mapping[str, Sequence[str]] | None = None
@@ -67,6 +69,7 @@ class ComputeMeter:
         attribution = network * passes * self._attribution_samples
         auditions = self._auditions(auditioning or {}, network)
         self.total += network * 3 * self._samples + attribution + auditions
+        self.extra += sum(seeds.values()) * 3 * self._samples + attribution + auditions
         self.wasted += (
             attribution + auditions + sum(self._spent.pop(name) for name in self._spent.keys() - seeds.keys())
         )

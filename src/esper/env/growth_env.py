@@ -47,7 +47,7 @@ class Row:
     other_objective: Objective | None = field(init=False)
     """The same run at the other price, where the price is drawn."""
     meter: ComputeMeter | None = field(init=False)
-    """Counts compute where wasted compute has a price."""
+    """Counts compute where it has a price."""
     report: RowReport = field(init=False)
     """The latest."""
     actions: list[Decision] = field(init=False)
@@ -64,33 +64,39 @@ class Row:
         self.episode = episode
         self.objective = Objective(config, episode.rent)
         self.other_objective = None if episode.other_rent is None else Objective(config, episode.other_rent)
-        self.meter = ComputeMeter(task, episode) if config.waste else None
+        self.meter = ComputeMeter(task, episode) if config.waste or config.compute else None
         self.actions = []
 
     def rewards(self, slot_names: Sequence[str], *, done: bool) -> tuple[float, float]:
         """What the latest decision paid, under the row's rent and under its other rent (0 where there is none)."""
-        reading, waste = self.report.reading, self._waste(slot_names)
+        reading, (waste, extra) = self.report.reading, self._compute(slot_names)
         params, host_params = reading.host_params + reading.added_params, reading.host_params
 
         def paid(objective: Objective | None) -> float:
             if objective is None:
                 return 0.0
             return objective.reward(
-                self.report.score, params, host_params, rolled_back=reading.rolled_back, done=done, waste=waste
+                self.report.score,
+                params,
+                host_params,
+                rolled_back=reading.rolled_back,
+                done=done,
+                waste=waste,
+                extra=extra,
             )
 
         return paid(self.objective), paid(self.other_objective)
 
-    def _waste(self, slot_names: Sequence[str]) -> float:
-        """Count the latest decision's compute: what nothing is left of, in training runs of the host alone."""
+    def _compute(self, slot_names: Sequence[str]) -> tuple[float, float]:
+        """Compute so far, in training runs of the host alone: what nothing is left of, and all that is beyond these."""
         if self.meter is None:
-            return 0.0
+            return 0.0, 0.0
         slots = dict(zip(slot_names, self.report.reading.slots, strict=True))
         self.meter.record(
             {name: (slot.stage.name, slot.blueprint_name) for name, slot in slots.items()},
             {name: slot.auditioning for name, slot in slots.items()},
         )
-        return self.meter.wasted / self.meter.host_alone
+        return self.meter.wasted / self.meter.host_alone, self.meter.extra / self.meter.host_alone
 
 
 class GrowthVectorEnv(VectorEnv):
@@ -99,7 +105,7 @@ class GrowthVectorEnv(VectorEnv):
     Args:
         num_envs: Number of hosts K.
         task: Name of a task, or a task.
-        reward: Kind of reward, the prices of parameters, rollbacks and wasted compute, and Φ if it is one of your own.
+        reward: Kind of reward, the prices of parameters, rollbacks and compute, and Φ if it is one of your own.
         budget: Cap on added parameters; ``None`` for no cap.
         blueprints: Names of the blueprints that may be germinated; all others are masked.
         variants: Ranges from which each episode draws its conditions.

@@ -113,7 +113,7 @@ def score_less_rent(outcome: Outcome) -> float:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The objective of an episode: J = Φ − waste − penalties, Φ = score − rent · log2(parameters / host parameters)."""
+    """The objective of an episode: J = Φ − compute − penalties, Φ = score − rent · log2(params / host params)."""
 
     kind: str = "potential"
     """``potential``: r_t = Φ_t − Φ_(t−1); ``sparse``: J at the end, 0 before."""
@@ -124,13 +124,15 @@ class RewardConfig:
     waste: float = 0.0
     """Price of training compute that nothing is left of, pruned seeds and measuring contributions, in points of score
     for as many FLOPs as the host alone takes for the whole episode."""
+    compute: float = 0.0
+    """Price of all training compute beyond that of the host alone, wasted or not, in the same unit."""
     objective: str = score_less_rent.__name__
     """Φ, by the name under which it is registered, or as ``module:name`` of a function of an :class:`Outcome`."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("potential", "sparse"):
             raise ValueError(f"reward kind must be 'potential' or 'sparse', got '{self.kind}'")
-        for name in ("rent", "rollback_penalty", "waste"):
+        for name in ("rent", "rollback_penalty", "waste", "compute"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         find_objective(self.objective)
@@ -153,7 +155,7 @@ class Objective:
     rent: float
     """Price of a doubling of parameters in this episode, in points of score."""
     potential: float = 0.0
-    """Φ after the latest decision, less waste and penalties."""
+    """Φ after the latest decision, less what compute costs and penalties."""
     penalty: float = 0.0
     """Penalties charged so far."""
     paid: float = 0.0
@@ -162,7 +164,15 @@ class Objective:
     """What Φ said, decision by decision."""
 
     def reward(
-        self, score: float, params: int, host_params: int, *, rolled_back: bool, done: bool, waste: float = 0.0
+        self,
+        score: float,
+        params: int,
+        host_params: int,
+        *,
+        rolled_back: bool,
+        done: bool,
+        waste: float = 0.0,
+        extra: float = 0.0,
     ) -> float:
         """Reward of one decision.
 
@@ -173,6 +183,7 @@ class Objective:
             rolled_back: Whether the governor had to step in.
             done: Whether the episode is over.
             waste: Compute so far that nothing is left of, in training runs of the host alone.
+            extra: Compute so far beyond that of the host alone, in the same unit.
 
         Raises:
             ValueError: At the end of an episode if Φ has changed its mind on any outcome in it: the rewards would not
@@ -183,7 +194,7 @@ class Objective:
         value = _value(name, phi, outcome)
         self._outcomes.append((outcome, value))
         self.penalty += self.config.rollback_penalty * rolled_back
-        self.potential = value - self.config.waste * waste - self.penalty
+        self.potential = value - self.config.waste * waste - self.config.compute * extra - self.penalty
         reward = self.potential - self.paid if self.config.kind == "potential" or done else 0.0
         self.paid += reward
         if done:

@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 _VARIABLE = "ESPER_IMPORTED"
@@ -92,9 +93,11 @@ def look_up(reference: str) -> Any:
     """
     module, _, name = reference.partition(":")
     found = _import(module)
-    if not hasattr(found, name):
-        raise ValueError(f"'{reference}': the module {module} ({found.__file__}) has no '{name}'")
-    return getattr(found, name)
+    try:
+        return attrgetter(name)(found)
+    except AttributeError as error:
+        where = getattr(found, "__file__", "built in")
+        raise ValueError(f"'{reference}': the module {module} ({where}) has no '{name}'") from error
 
 
 def known_modules() -> list[str]:

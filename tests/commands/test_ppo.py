@@ -52,7 +52,7 @@ def test_trains_evaluates_and_resumes(tmp_path: Path) -> None:
             ["--env", "CartPole-v1", "--wrapper", "gymnasium.wrappers:Nope"],
             "--wrapper: expected module:Class, got 'gym",
         ),
-        (["--env", "CartPole-v1", "--wrapper", "nope:Nope"], "got 'nope:Nope': No module named 'nope'"),
+        (["--env", "CartPole-v1", "--wrapper", "nope:Nope"], "got 'nope:Nope': importing 'nope' failed"),
         (["--env", "CartPole-v1", "--resume"], "needs the run_dir"),
     ],
 )

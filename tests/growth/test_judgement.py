@@ -97,19 +97,19 @@ def test_of_two_seeds_that_do_the_same_one_stays():
 
 @pytest.mark.parametrize("rent", [0.0, 0.01, 0.03, 0.1])
 def test_the_objective_never_falls_by_it(rent):
-    loop = Loop(rent=rent).script(germinate("mlp_large", 0), advance(0), germinate("lora", 1), advance(1))
-    loop.epochs(7)
-    network = loop.growth.network
-
     def shares():  # by a score that is 1 − loss, contributions are differences of scores
         loss, _ = loop.evaluate()
         return loss, 1 - loss
+
+    loop = Loop(rent=rent, contributions=shares)
+    loop.script(germinate("mlp_large", 0), advance(0), germinate("lora", 1), advance(1))
+    loop.epochs(7)
+    network = loop.growth.network
 
     def objective():
         return shares()[1] - rent * doublings(network.host_params, network.added_params)
 
     before = objective()
-    loop.growth._contributions = shares
     loop.growth.finish(loop.evaluate)
     assert objective() >= before - 1e-6
     assert undecided(loop) == []

@@ -106,7 +106,10 @@ def test_a_clip_beyond_one_is_refused() -> None:
         (lambda left: 2 * left, "got 2.0"),
         (lambda left: math.nan, "got nan"),
         (lambda left: None, "got None"),
-        ("no_such_module:rate", "clip: expected module:function, got 'no_such_module:rate': No module named"),
+        (
+            "no_such_module:rate",
+            "clip: expected module:function, got 'no_such_module:rate': importing 'no_such",
+        ),
         ("math:no_such_function", "got 'math:no_such_function'"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import pkgutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from gymnasium.vector import VectorEnv
 from rich.console import Console
 
 from esper.commands.resuming import resumable
+from esper.extensions import look_up
 from esper.simic.evaluation import evaluate, load_bundle, record
 from esper.simic.locksmith import register_environments
 from esper.simic.spaces import imported, make_envs
@@ -145,7 +145,7 @@ class PPOCommand:
         found = []
         for path in self.wrapper:
             try:
-                found.append(pkgutil.resolve_name(path))
-            except (ImportError, AttributeError, ValueError) as error:
+                found.append(look_up(path))
+            except ValueError as error:
                 raise ValueError(f"--wrapper: expected module:Class, got '{path}': {error}") from error
         return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -21,13 +21,14 @@ from esper.auditions import Auditions
 from esper.growth import ranks
 from esper.growth.arguments import check_budget, check_joining, check_optimizer, check_options, unwrap, usual_rent
 from esper.growth.averages import Follower
-from esper.growth.evaluate import Evaluate, collect, random_state_kept, training_loss
+from esper.growth.evaluate import Evaluate, training_loss
 from esper.growth.explain import explain
 from esper.growth.export import export_model
-from esper.growth.judgement import Judgement, carry_out, judge
+from esper.growth.judgement import Judgement, carry_out
 from esper.growth.log import Log, step_row, verdict_row
+from esper.growth.measuring import Measured, Measuring
 from esper.growth.observe import observe, to_arrays, to_tensors
-from esper.growth.probe import Probe, compile_afresh, uncompiled
+from esper.growth.probe import Probe, compile_afresh
 from esper.growth.result import GrowthResult
 from esper.growth.saving import save_grown
 from esper.growth.step import Step
@@ -35,7 +36,6 @@ from esper.growth.summary import slots_table, summary
 from esper.growth.tally import seed_lives, what_was_seen
 from esper.growth.undo import all_or_nothing, keep_state
 from esper.lifecycle import Stage
-from esper.network.attribution import contributions
 from esper.network.governor import Governor, Snapshot
 from esper.network.growing_network import Event, GrowingNetwork
 from esper.network.history import History
@@ -53,14 +53,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of what ``Growth.state_dict`` returns."""
-
-
-class _Measured(NamedTuple):
-    """What seeds contribute, and what it took to find out."""
-
-    contributions: dict[str, float]
-    evaluations: int
-    seconds: float
 
 
 class Growth:
@@ -203,17 +195,16 @@ class Growth:
         """Whether the last decision has been taken."""
         self._removed = False
         self._seed = seed
-        self._chance_loss = chance_loss
         self._log = log
         chance_score = chance_score if chance_loss is None else 0.0
         rent = usual_rent(budget, flops_budget) if rent is None else rent
         self._run = History(horizon, rent, budget, train_samples=train_samples, chance_score=chance_score)
-        self._contributions = contributions
         self._governor = Governor(self.network, optimizer) if governor else None
         self._probe = Probe(self.network, optimizer)
         self._loading = guard_loading(optimizer)
         self._parallel: ranks.GrowingParallel | None = None
         self._followers: list[Follower] = []
+        self._measure = Measuring(self.network, contributions, chance_loss, self._followers)
         self._observations: list[Observation] = []
         self._policy_is_ahead = False  # it has seen one that led to no decision
         self._evaluated: list[tuple[Slot, Seed | None, float]] = []
@@ -272,10 +263,11 @@ class Growth:
                 ranks.average_statistics(self.network)
                 run.decision += 1
                 judged: list[Judgement] = []
+                measured = Measured({}, 0, 0.0)
                 if not (self.finished or self._has_decisions_left()):
-                    judged, (loss, score), measured = self._judge(evaluate, (loss, score))
-                else:
-                    measured = self._attribute(evaluate, (loss, score))
+                    judged, (loss, score), measured = self._measure.judge(evaluate, (loss, score), run.rent)
+                elif not self.finished:
+                    measured = self._measure.contributions(evaluate, (loss, score))
             run.rolled_back = rolled_back
             run.learning_rate = learning_rate(self.optimizer.param_groups[0])
             if train_loss is not None:
@@ -319,10 +311,6 @@ class Growth:
             step = self.history[-1]
             self._log(step_row(step) | (verdict_row(self.result()) if with_verdict else {}), step.decision)
 
-    def _measure(self, evaluate: Evaluate, *, finite: bool, name: str = "evaluate") -> tuple[float, float]:
-        """Mean over the ranks of what ``evaluate`` returns, checked on all of them."""
-        return collect(evaluate, chance_loss=self._chance_loss, finite=finite, name=name)
-
     def _watch(self, loss: float, score: float, train_loss: float | None, undo: ExitStack) -> tuple[bool, list[Event]]:
         """Let the governor look; whether it rolled back, and what it changed."""
         if self._governor is None:
@@ -340,54 +328,6 @@ class Growth:
         assert self._governor is not None
         with self._restructuring():
             self._governor.restore(state)
-
-    def _attribute(self, evaluate: Evaluate, as_is: tuple[float, float]) -> _Measured:
-        """Contributions by slot."""
-        if self._contributions is False or self.finished:
-            return _Measured({}, 0, 0.0)
-        with self._asking(evaluate) as (asked, baseline, taken):
-            found = contributions(self.network, asked, as_is if baseline else None)
-        return _Measured({self.network.slot_names[i]: value for i, value in found.items()}, *taken())
-
-    def _judge(
-        self, evaluate: Evaluate, as_is: tuple[float, float]
-    ) -> tuple[list[Judgement], tuple[float, float], _Measured]:
-        """Judgements on all seeds, the evaluation of the network as they leave it, and the contributions."""
-        rent, network = self._run.rent, self.network
-        with self._asking(evaluate) as (asked, baseline, taken):
-            if self._contributions is False:
-                judged = judge(network, rent, None)
-            else:
-                judged = judge(network, rent, asked, as_is if baseline else None)
-            going = [one.slot for one in judged if not one.stays and network.slots[one.slot].alpha > 0]
-            with ExitStack() as gone:
-                for slot in going:
-                    gone.enter_context(network.switched_off(slot))
-                result = self._measure(evaluate, finite=True) if going else as_is
-        evaluations, seconds = taken()
-        names = network.slot_names
-        found = {names[one.slot]: one.contribution for one in judged if one.contribution is not None}
-        return judged, result, _Measured(found, evaluations + bool(going), seconds)
-
-    @contextmanager
-    def _asking(
-        self, evaluate: Evaluate
-    ) -> Iterator[tuple[Callable[[], tuple[float, float]], bool, Callable[[], tuple[int, float]]]]:
-        """What measures contributions, whether that is ``evaluate`` itself, and a count of evaluations and seconds."""
-        asked = evaluate if isinstance(self._contributions, bool) else self._contributions
-        name = "evaluate" if asked is evaluate else "contributions"
-        count, began = 0, time.perf_counter()
-
-        def answer() -> tuple[float, float]:
-            nonlocal count
-            count += 1
-            with ExitStack() as alike:
-                for follower in self._followers:
-                    alike.enter_context(follower.as_live())
-                return self._measure(asked, finite=False, name=name)
-
-        with uncompiled(), random_state_kept(self.network.model):
-            yield answer, asked is evaluate, lambda: (count, time.perf_counter() - began)
 
     def _words_of(self, judged: Sequence[Judgement]) -> dict[str, str]:
         return {self.network.slot_names[one.slot]: one.why for one in judged if not one.decided}
@@ -477,7 +417,8 @@ class Growth:
             return
         self._take_back()
         with torch.no_grad(), modes_kept(self.network.model):
-            judged, (loss, score), measured = self._judge(evaluate, self._measure(evaluate, finite=True))
+            as_is = self._measure(evaluate, finite=True)
+            judged, (loss, score), measured = self._measure.judge(evaluate, as_is, self._run.rent)
         events = self._conclude(judged)
         if self.history:
             last = self.history[-1]

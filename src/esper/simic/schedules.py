@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
+
+from esper.extensions import look_up
 
 Schedule = Annotated[
     float | str | Callable[[float], float],
@@ -110,8 +111,9 @@ def plain_fields(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _function(name: str, path: str) -> Callable[[float], float]:
     try:
-        return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
+        function: Callable[[float], float] = look_up(path)
+        return function
+    except ValueError as error:
         raise ValueError(
             f"{name}: expected module:function, got '{path}': {error}; a function that cannot be imported by its name "
             "is to be given itself"

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from esper.cli import main
 from esper.simic import TrainConfig, train
 from esper.tracking import TRACKERS, TensorBoard, Tracking, check_trackers
 from events import read_events
@@ -100,17 +101,35 @@ def test_what_cannot_be_tracked_is_said_before_anything_is_written(clients, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_and_biases_keeps_a_run_offline(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """Weights & Biases, which keeps its directory for as long as a process lives; what its latest run holds."""
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    directory = tmp_path_factory.mktemp("offline")
+
+    def holds(*words):
+        (file,) = max((directory / "wandb").glob("offline-run-*"), key=lambda run: run.stat().st_mtime).glob("*.wandb")
+        deadline = time.monotonic() + 30
+        while not all(word in file.read_bytes() for word in words):  # its service writes on, a little later
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"MODE": "offline", "DIR": str(directory), "SILENT": "true"}.items():
+            patch.setenv(f"WANDB_{name}", value)
+        yield holds
+
+
+def test_weights_and_biases_keeps_a_run_offline(offline):
     tracking = Tracking(("wandb",), "mine", {"seed": 1})
     tracking.log({"return": 0.5}, 1)
     tracking.finish()
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    (file,) = run.glob("*.wandb")
-    deadline = time.monotonic() + 30
-    while b"return" not in file.read_bytes():  # its service writes on, a little later
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert offline(b"return")
+
+
+def test_weights_and_biases_keeps_a_growth_offline(offline, tmp_path):
+    grow = ["grow", "--task", "wine", "--policy", "heuristic", "--epochs", "4", "--track", "wandb", "--quiet"]
+    assert main([*grow, "--out", str(tmp_path / "run")]) == 0
+    assert offline(b"growth/added_params", b"growth/contribution/block", b"growth/verdict", b"test_score")

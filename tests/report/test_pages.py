@@ -56,7 +56,9 @@ def test_a_growth(growth, capsys):
         assert words in page, words
 
 
-def test_a_training_run(tmp_path, capsys):
+@pytest.fixture
+def training(tmp_path):
+    """Directory of a training run."""
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"update": 3, "ret')
     (tmp_path / "config.json").write_text('{"environment": "<mine>"}')
     interval = {"estimate": 0.5, "low": 0.4, "high": 0.625, "values": 2}
@@ -69,8 +71,12 @@ def test_a_training_run(tmp_path, capsys):
         "J": interval,
     }
     (tmp_path / "comparison.json").write_text(json.dumps({"rows": [row]}))
-    assert main(["report", str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    return tmp_path
+
+
+def test_a_training_run(training, capsys):
+    assert main(["report", str(training)]) == 0
+    page = (training / "report.html").read_text(encoding="utf-8")
     check_alone(page)
     for words in (
         "Updates</dt><dd>2",
@@ -85,9 +91,11 @@ def test_a_training_run(tmp_path, capsys):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_a_narrow_window_holds_the_page_of_a_growth(growth, tmp_path):
-    assert main(["report", str(growth)]) == 0
-    assert [overflow(growth / "report.html", tmp_path, width) for width in (500, 900)] == [0, 0]
+@pytest.mark.parametrize("run", ["growth", "training"])
+def test_a_narrow_window_holds_the_page(run, request, tmp_path):
+    directory = request.getfixturevalue(run)
+    assert main(["report", str(directory)]) == 0
+    assert [overflow(directory / "report.html", tmp_path, width) for width in (500, 900)] == [0, 0]
 
 
 @pytest.mark.parametrize(

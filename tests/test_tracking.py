@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import subprocess
 import sys
-import time
+from contextlib import closing
 from types import ModuleType
 
 import pytest
@@ -13,6 +16,8 @@ from esper.cli import main
 from esper.simic import TrainConfig, train
 from esper.tracking import TRACKERS, TensorBoard, Tracking, check_trackers
 from events import read_events
+
+GROW = ("grow", "--task", "wine", "--policy", "heuristic", "--epochs", "4", "--quiet", "--track")
 
 
 class Client(ModuleType):
@@ -101,35 +106,40 @@ def test_what_cannot_be_tracked_is_said_before_anything_is_written(clients, tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture(scope="module")
-def offline(tmp_path_factory):
-    """Weights & Biases, which keeps its directory for as long as a process lives; what its latest run holds."""
-    pytest.importorskip("wandb")
-    directory = tmp_path_factory.mktemp("offline")
-
-    def holds(*words):
-        (file,) = max((directory / "wandb").glob("offline-run-*"), key=lambda run: run.stat().st_mtime).glob("*.wandb")
-        deadline = time.monotonic() + 30
-        while not all(word in file.read_bytes() for word in words):  # its service writes on, a little later
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        return True
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"MODE": "offline", "DIR": str(directory), "SILENT": "true"}.items():
-            patch.setenv(f"WANDB_{name}", value)
-        yield holds
+def grow_tracked(tracker, directory, **environment):
+    """A growth in a process of its own, as clients write on until theirs ends."""
+    pytest.importorskip(tracker)
+    command = [sys.executable, "-m", "esper", *GROW, tracker, "--out", "run"]
+    subprocess.run(command, env=os.environ | environment, cwd=directory, check=True, capture_output=True)
 
 
-def test_weights_and_biases_keeps_a_run_offline(offline):
-    tracking = Tracking(("wandb",), "mine", {"seed": 1})
-    tracking.log({"return": 0.5}, 1)
-    tracking.finish()
-    assert offline(b"return")
+def test_weights_and_biases_keeps_a_growth_offline(tmp_path):
+    grow_tracked("wandb", tmp_path, WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    held = file.read_bytes()
+    for name in (b"growth/added_params", b"growth/contribution/block", b"growth/verdict", b"test_score"):
+        assert name in held
 
 
-def test_weights_and_biases_keeps_a_growth_offline(offline, tmp_path):
-    grow = ["grow", "--task", "wine", "--policy", "heuristic", "--epochs", "4", "--track", "wandb", "--quiet"]
-    assert main([*grow, "--out", str(tmp_path / "run")]) == 0
-    assert offline(b"growth/added_params", b"growth/contribution/block", b"growth/verdict", b"test_score")
+def test_mlflow_keeps_a_growth_in_a_database_of_ones_own(tmp_path):
+    grow_tracked("mlflow", tmp_path, MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        steps = dict(database.execute("select key, count(*) from metrics group by key"))
+    assert (steps["growth/score"], steps["growth/J"], steps["test_score"]) == (4, 1, 1)
+    assert list(tmp_path.glob("mlruns/*/*/artifacts/growth/verdict/4.txt"))
+
+
+def test_trackio_keeps_a_growth_on_this_machine(tmp_path):
+    grow_tracked("trackio", tmp_path, TRACKIO_DIR=str(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "esper.db")) as database:
+        rows = [json.loads(metrics) for (metrics,) in database.execute("select metrics from metrics order by step")]
+    assert sum("growth/score" in row for row in rows) == 4
+    assert sum("growth/verdict" in row for row in rows) == 1
+
+
+def test_a_client_that_cannot_begin_is_named_in_one_line(monkeypatch, tmp_path, capsys):
+    broken = ModuleType("mlflow")
+    broken.set_experiment = Client("mlflow")  # not callable, as where a client has changed
+    monkeypatch.setitem(sys.modules, "mlflow", broken)
+    assert main([*GROW, "mlflow", "--out", str(tmp_path / "run")]) == 2
+    assert "esper: --track mlflow: its client could not begin, TypeError" in capsys.readouterr().err

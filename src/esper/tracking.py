@@ -128,12 +128,12 @@ class Tracking:
         trackers: Others, which have begun.
 
     Raises:
-        ValueError: As :func:`check_trackers` says.
+        ValueError: As :func:`check_trackers` says, or where a client cannot begin.
     """
 
     def __init__(self, names: tuple[str, ...], run: str, config: Mapping[str, Any], *trackers: Tracker) -> None:
         check_trackers(names)
-        self._trackers = [*trackers, *(TRACKERS[name](_package(name), run, dict(config)) for name in names)]
+        self._trackers = [*trackers, *(_begin(name, run, dict(config)) for name in names)]
 
     def log(self, row: Mapping[str, float | str | None], step: int) -> None:
         """One row; a number that is not finite is left out."""
@@ -149,6 +149,13 @@ class Tracking:
         """No row will follow."""
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _begin(name: str, run: str, config: dict[str, Any]) -> Tracker:
+    try:
+        return TRACKERS[name](_package(name), run, config)
+    except Exception as error:  # a client has exceptions of its own
+        raise ValueError(f"--track {name}: its client could not begin, {type(error).__name__}: {error}") from error
 
 
 def _package(name: str) -> ModuleType:

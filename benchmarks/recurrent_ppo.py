@@ -2,6 +2,7 @@
 
     python benchmarks/recurrent_ppo.py                  # speed and learning, one and two threads
     python benchmarks/recurrent_ppo.py --profile        # where the time goes, the rate of the update, a rollout step
+    python benchmarks/recurrent_ppo.py --compile        # whether torch.compile pays in the update
 
 CartPole-v1, 16 environments × 128 steps, 4 epochs, batch 512, one shared LSTM of 128 units; neither side normalises
 anything but advantages. Both step the same single environments; a third row is ours with Gymnasium's vectorised
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import defaultdict, deque
@@ -64,6 +67,8 @@ class Options:
     """Where to write the results as JSON."""
     profile: bool = False
     """Show where the time of our update goes, and how far it is from the rate of a matrix product; compare nothing."""
+    compile: bool = False
+    """Compile our update with ``torch.compile`` and compare it with the update as it is; needs a C++ compiler."""
     only: Library | None = None
     """Run one library in this process, for the first seed, and print a row after each update; the comparison calls
     itself with this."""
@@ -339,11 +344,61 @@ def rollout_step_seconds(repeats: int = 1000) -> list[float]:
     return times[repeats // 10 :]
 
 
+# ---------------------------------------------------------------------- compiled
+
+
+def show_compiled(options: Options) -> None:
+    """Processor time of updates as they are and compiled, in turns from the same weights, and what compiling costs.
+
+    The memory is left as it is: traced, a loop over its steps would be unrolled. What lies before and behind it is
+    compiled for all shapes of minibatches at once. The kernels are made anew, in this process and the compilers it
+    starts, whose time counts.
+    """
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as kernels:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = kernels
+        Memory.forward = torch.compiler.disable(Memory.forward)  # type: ignore[method-assign]
+        losses = {"as it is": ppo._terms, "compiled": torch.compile(ppo._terms, dynamic=True)}
+        trainers = {name: our_trainer(options.seeds[0], options.updates) for name in losses}
+        seconds: dict[str, list[float]] = {name: [] for name in losses}
+        for update in range(options.updates):
+            for name, trainer in trainers.items():
+                ppo._terms = losses[name]
+                rollouts, began = trainer.collect(), processor_seconds()
+                trainer.update(rollouts)
+                seconds[name].append(processor_seconds() - began)
+            if update == 0:
+                apart = farthest(*[trainer.policy.network for trainer in trainers.values()])
+    table = Table(
+        "", "first update", "median of the others", title=f"update, processor time, torch {torch.__version__}"
+    )
+    for name, (first, *others) in seconds.items():
+        table.add_row(name, f"{first:.2f} s", f"{1e3 * np.median(others[WARM_UP:]):.0f} ms")
+    Console(width=140).print(table, f"weights after the first update differ by at most {apart:.0e}")
+    if options.output is not None:
+        settings = {"torch": torch.__version__, "threads": torch.get_num_threads(), "farthest": apart}
+        options.output.write_text(json.dumps(settings | {"seconds": seconds}, indent=2) + "\n")
+
+
+def processor_seconds() -> float:
+    """Of this process and of those it started that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def farthest(first: torch.nn.Module, second: torch.nn.Module) -> float:
+    """The greatest difference between two weights."""
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return max((a - b).detach().abs().max().item() for a, b in pairs)
+
+
 def main(options: Options) -> None:
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if options.profile:
         show_profile(options)
+    elif options.compile:
+        show_compiled(options)
     elif options.only:
         warnings.simplefilter("ignore")
         LIBRARIES[options.only](options.seeds[0], options.updates)

@@ -1,13 +1,14 @@
 """Collecting the next rollout while learning from the last: what it saves in time, and what its older data cost.
 
-    python benchmarks/overlap.py --seeds 0 1 2 --updates 30
-    python benchmarks/overlap.py --seeds 0 1 2 --updates 5 --environment growth
+    python benchmarks/overlap.py here
+    python benchmarks/overlap.py growth --updates 5
 
-Trains with and without ``overlap``, in turns, with the same seeds and numbers of steps. ``cartpole`` is CartPole that
-shows no velocities, 16 environments in a process each; ``growth`` is four networks of the task ``digits``, that grow in
-this process, or in ``--workers`` of their own. Seconds are those of all updates but the first, on the clock: until a
-rollout was there, and to learn from it. What a policy earns is the mean return over 100 episodes of its likeliest
-choices; with ``growth``, which has too few updates here to learn much, that of the last rollout.
+Trains with and without ``overlap``, in turns, with the same seeds and numbers of steps. CartPole shows no velocities:
+``here`` 16 of them are stepped in this process, with ``async`` each in one of its own, and ``elsewhere`` is here, but
+each step waits for five milliseconds, as for a simulator on another machine. ``growth`` is four networks of the task
+``digits``, that grow in this process, or in ``--workers`` of their own. Seconds are those of all updates but the first,
+on the clock: until a rollout was there, and to learn from it. What a policy earns is the mean return over 32 episodes
+of its likeliest choices; with ``growth``, which has too few updates here to learn much, that of the last rollout.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import argparse
 import datetime
 import os
 import platform
+import time
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
-from gymnasium.wrappers import TransformObservation
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
 
 from esper.allocator import keep_freed_memory
 from esper.env.growth_env import GrowthVectorEnv
@@ -32,17 +35,33 @@ from esper.simic import PPOConfig, TrainConfig, evaluate, train
 from esper.tasks import get_task
 from esper.training import PPO_FOR_GROWTH
 
+BOX = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
-def positions_only() -> gym.Env:
-    """CartPole that shows the positions of cart and pole only."""
-    box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    return TransformObservation(gym.make("CartPole-v1"), lambda seen: seen[::2], box)
+
+class Positions(VectorWrapper):
+    """CartPole that shows the positions of cart and pole only, and takes some seconds more for each step, asleep."""
+
+    def __init__(self, envs: VectorEnv, wait: float = 0.0) -> None:
+        super().__init__(envs)
+        self.wait, self.single_observation_space = wait, BOX
+        self.observation_space = batch_space(BOX, envs.num_envs)
+
+    def reset(self, **options: Any) -> Any:
+        seen, infos = self.env.reset(**options)
+        return seen[:, ::2], infos
+
+    def step(self, actions: Any) -> Any:
+        time.sleep(self.wait)
+        seen, *rest = self.env.step(actions)
+        return seen[:, ::2], *rest
 
 
 def make(environment: str, workers: int) -> VectorEnv:
     if environment == "growth":
         return GrowthVectorEnv(4, "digits", num_workers=workers)
-    return AsyncVectorEnv([positions_only] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
+    if environment == "async":
+        return Positions(gym.make_vec("CartPole-v1", 16, vectorization_mode="async"))
+    return Positions(gym.make_vec("CartPole-v1", 16), wait=0.005 if environment == "elsewhere" else 0.0)
 
 
 def config(environment: str, updates: int, seed: int, *, overlap: bool) -> TrainConfig:
@@ -63,7 +82,7 @@ def measured(options: argparse.Namespace, seed: int, *, overlap: bool) -> dict[s
         result = train(envs, config=config(options.environment, options.updates, seed, overlap=overlap))
         earned = result.metrics[-1]["return"]
         if options.environment != "growth":
-            earned = evaluate(result.policy, envs, episodes=100, seed=1000 + seed).mean_return
+            earned = evaluate(result.policy, envs, episodes=32, seed=1000 + seed).mean_return
     finally:
         envs.close()
     steps = np.diff([row["env_steps"] for row in result.metrics])
@@ -79,8 +98,8 @@ def measured(options: argparse.Namespace, seed: int, *, overlap: bool) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--environment", choices=["cartpole", "growth"], default="cartpole")
-    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("environment", choices=["here", "async", "elsewhere", "growth"])
+    parser.add_argument("--updates", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="processes of `growth`")
     parser.add_argument("--out", type=Path, help="directory for overlap-ENVIRONMENT-DATE.json")

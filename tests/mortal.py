@@ -1,8 +1,11 @@
-"""Engines and functions that end their process, as a machine that fails does; workers import them by name."""
+"""What ends its process, as a machine that fails does, and what shows which it is in; workers import it by name."""
 
 import os
 import signal
 from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
 
 from esper.env.engine.loop import LoopEngine
 
@@ -42,3 +45,11 @@ def survivor(deaths):
 def refuse():
     """Raise what a unit raises."""
     raise ValueError("no such thing")
+
+
+class Numbered(gym.Wrapper):
+    """Shows besides which process it is in: nothing that a seed decides."""
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        return observation + np.float32(os.getpid()), *rest

@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
+
+REPLACEMENTS = 3
+"""How often a worker is replaced for the same call; what kills it each time is not chance."""
+
+_LOGGER = logging.getLogger(__name__)
 
 HINT = "`auto` finds the cluster of this machine, HOST:PORT that of another; `ray start --head` starts one"
 
@@ -50,6 +56,35 @@ def connect(workers: int, address: str | None) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if cpus < workers:
         raise ValueError(f"each Ray worker takes a CPU: expected {workers} in the cluster, found {cpus}; ask for fewer")
+
+
+def answered(
+    asked: list[Any], *, ask_again: Callable[[], list[Any]], give_up: Callable[[], None], name: str
+) -> list[Any]:
+    """Wait for a worker's answers; where it dies, for those of its replacement.
+
+    Args:
+        asked: The calls that it was sent.
+        ask_again: Sends them to another, after what makes it what the dead one was.
+        give_up: Lets go of the dead one.
+        name: Of the worker, "2 of 4".
+
+    Raises:
+        ChildProcessError: When the last replacement has died, too.
+    """
+    ray, deaths = installed_ray(), 0
+    while True:
+        try:
+            return list(ray.get(asked))
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError as error:  # it is dead, or its answer is lost
+            give_up()
+            deaths, why = deaths + 1, " ".join(str(error).split())
+            if deaths > REPLACEMENTS:
+                raise ChildProcessError(f"Ray worker {name} died {deaths} times over the same call: {why}") from error
+            _LOGGER.warning("Ray worker %s is replaced, its share made again: %s", name, why)
+            asked = ask_again()
 
 
 def _knock(address: str) -> None:

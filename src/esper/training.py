@@ -96,6 +96,9 @@ class TamiyoConfig:
     with random weights begins."""
     variants: Variants = NO_VARIANTS
     """Ranges from which each episode draws its conditions, so that the controller generalises; off by default."""
+    overlap: bool = False
+    """Play the next episodes while learning from the last ones; they are decided by the policy as it was one update
+    before."""
     paired: bool = False
     """All networks of a task play the same episode (conditions, initial weights, order of the data), so that their
     returns differ by the decisions alone; each learns by how much it did better than the others."""
@@ -284,6 +287,7 @@ def _train(
         ppo=config.ppo,
         network=dataclasses.replace(config.network, prospects=config.network.prospects or config.auditions > 0),
         paired=config.paired,
+        overlap=config.overlap,
         normalize_rewards=False,
         checkpoint_every=1,
         track=config.track,

@@ -38,7 +38,7 @@ from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
 
 SMALL = NetworkOptions(hidden_dim=16, head_dim=8)
-CLOCKS = {"steps_per_second", *Phases().metrics()}
+CLOCKS = {"steps_per_second", "seconds/waiting", *Phases().metrics()}
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -180,16 +180,18 @@ SCRIPT = textwrap.dedent(
     torch.set_num_threads(1)
     small = NetworkOptions(hidden_dim=16, head_dim=8)
     ppo = PPOConfig(epochs=1, minibatches=2)
-    config = TrainConfig(updates={updates}, num_steps=16, network=small, ppo=ppo, checkpoint_every={every})
+    config = TrainConfig(
+        updates={updates}, num_steps=16, network=small, ppo=ppo, checkpoint_every={every}, overlap={overlap}
+    )
     train(TreeWorld(4, AutoresetMode.NEXT_STEP), config=config, run_dir={run_dir!r}, callback=Slow(), resume={resume})
     """
 )
 
 
-def start(run_dir: Path, updates: int, every: int, resume: bool = False) -> subprocess.Popen:
+def start(run_dir: Path, updates: int, every: int, *, resume: bool = False, overlap: bool = False) -> subprocess.Popen:
     """A training run in a process of its own."""
     here = str(Path(__file__).parent)
-    code = SCRIPT.format(here=here, updates=updates, every=every, run_dir=str(run_dir), resume=resume)
+    code = SCRIPT.format(here=here, updates=updates, every=every, run_dir=str(run_dir), resume=resume, overlap=overlap)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -207,9 +209,10 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_ctrl_c_leaves_a_checkpoint_of_the_last_update_to_go_on_from(tmp_path: Path) -> None:
-    whole = start(tmp_path / "whole", updates=8, every=100)
-    stopped = start(tmp_path / "parts", updates=8, every=100)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_ctrl_c_leaves_a_checkpoint_of_the_last_update_to_go_on_from(tmp_path: Path, overlap) -> None:
+    whole = start(tmp_path / "whole", updates=8, every=100, overlap=overlap)
+    stopped = start(tmp_path / "parts", updates=8, every=100, overlap=overlap)
     wait_for(stopped, "update 4")
     stopped.send_signal(signal.SIGINT)
     _, errors = stopped.communicate(timeout=240)
@@ -218,7 +221,7 @@ def test_ctrl_c_leaves_a_checkpoint_of_the_last_update_to_go_on_from(tmp_path: P
     assert "KeyboardInterrupt: stopped after update" in errors
     last = rows(tmp_path / "parts")[-1]["update"]
     assert 4 <= last < 8
-    resumed = start(tmp_path / "parts", updates=8, every=100, resume=True)
+    resumed = start(tmp_path / "parts", updates=8, every=100, resume=True, overlap=overlap)
     assert resumed.stdout is not None
     assert resumed.stdout.readline() == f"update {int(last) + 1}\n"
     for process in (resumed, whole):

@@ -19,6 +19,7 @@ from esper.commands.resuming import resumable
 from esper.extensions import look_up
 from esper.simic.evaluation import evaluate, load_bundle, record
 from esper.simic.locksmith import register_environments
+from esper.simic.ray_envs import RayVectorEnv
 from esper.simic.spaces import imported, make_envs
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.progress import Progress
@@ -40,6 +41,10 @@ class PPOCommand:
     vectorization: Literal["auto", "sync", "async"] = "auto"
     """Copies in this process (``sync``), in a process each (``async``), or the environment's own vectorised form where
     there is one (``auto``)."""
+    ray_workers: int = 0
+    """Ray actors that step the copies, on one machine or many; results are those of ``sync``. 0 for none."""
+    address: str | None = None
+    """Of a running Ray cluster, ``auto`` or HOST:PORT; by default one is started on this machine."""
     run_dir: Path | None = None
     """Where to write config, metrics, TensorBoard events and checkpoints."""
     resume: bool = False
@@ -67,6 +72,7 @@ class PPOCommand:
             KeyboardInterrupt: After Ctrl-C; how to go on has been said.
         """
         register_environments()
+        self._check_workers()
         if (self.evaluate_only or self.best) and self.run_dir is None:
             raise ValueError("--evaluate-only and --best need the --run-dir of a trained policy")
         try:
@@ -80,6 +86,16 @@ class PPOCommand:
                 self._record(policy, self.video, console)
         except gymnasium.error.Error as error:
             raise ValueError(f"environment '{self.env}': {error}") from error
+
+    def _check_workers(self) -> None:
+        if self.ray_workers < 0:
+            raise ValueError(f"--ray-workers: expected 0 or more, got {self.ray_workers}")
+        if self.address is not None and not self.ray_workers:
+            raise ValueError(f"--address: '{self.address}' is of use to Ray workers only; say how many")
+        if self.ray_workers and self.vectorization == "async":
+            raise ValueError(
+                "--ray-workers: copies are in Ray actors or in processes of this machine (async), not both"
+            )
 
     def _train(self, console: Console) -> LSTMPolicyBundle:
         progress = Progress(quiet=self.quiet, console=console)
@@ -119,8 +135,14 @@ class PPOCommand:
     # ------------------------------------------------------------------ the environment
 
     def _make(self, num_envs: int) -> VectorEnv:
-        options: dict[str, Any] = {"wrappers": self._wrappers(), "vectorization": self.vectorization}
-        return self._called(lambda **arguments: make_envs(self.env, num_envs, **options, **arguments))
+        options: dict[str, Any] = {"wrappers": self._wrappers()}
+        if self.ray_workers:
+            make: Callable[..., VectorEnv] = RayVectorEnv
+            options |= {"workers": self.ray_workers, "address": self.address}
+        else:
+            make = make_envs
+            options["vectorization"] = self.vectorization
+        return self._called(lambda **arguments: make(self.env, num_envs, **options, **arguments))
 
     def _called(self, make: Callable[..., Any]) -> Any:
         """What ``make`` makes of the environment's arguments."""

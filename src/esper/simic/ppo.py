@@ -117,7 +117,8 @@ def update(
         nats per step), ``kl/{head}``, ``clip_fraction/{head}``, ``gradient_share/{head}`` (share of the policy
         gradient, taken at the log-probabilities), and ``gradient_steps``. From the first one:
         ``first_ratio_error/{head}``, the greatest ``|ratio − 1|``, which is rounding error unless rollout and update
-        disagree. And ``learning_rate``, ``clip``, and those of :func:`rollout_metrics`.
+        disagree, or the policy that acted was an older one (``TrainConfig.overlap``). And ``learning_rate``, ``clip``,
+        and those of :func:`rollout_metrics`.
 
     Raises:
         ValueError: When a schedule gives no number that makes sense.

@@ -102,17 +102,13 @@ class RolloutBuffer:
         num_envs: K.
         heads: The policy's heads.
 
-    Call :meth:`add` T times, then :meth:`close` and :meth:`finish`; :meth:`clear` makes it ready for the next rollout.
+    Call :meth:`add` T times, then :meth:`close` and :meth:`finish`; the next rollout takes a buffer of its own.
     """
 
     def __init__(self, num_steps: int, num_envs: int, heads: HeadTable) -> None:
         self.num_steps, self.num_envs, self.heads = num_steps, num_envs, heads
         self._numbers = {name: np.zeros((num_steps, num_envs), np.float32) for name in ("rewards",)}
         self._numbers |= {name: np.zeros((num_steps, num_envs), bool) for name in _FLAGS}
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the rollout."""
         self.advantages: Advantages | None = None
         self._steps: list[Transition] = []
         self._rows: dict[str, Tensor] = {}
@@ -143,7 +139,7 @@ class RolloutBuffer:
         """
         position = len(self._steps)
         if position == self.num_steps:
-            raise ValueError(f"the buffer already holds its {self.num_steps} steps; call finish() and then clear()")
+            raise ValueError(f"the buffer already holds its {self.num_steps} steps; the next rollout takes another")
         for name, rows in self._numbers.items():
             given = getattr(transition, name)
             if given.shape != (self.num_envs,) or given.dtype.kind != rows.dtype.kind:

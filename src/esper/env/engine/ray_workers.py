@@ -8,23 +8,18 @@ and is then asked what the dead one left unanswered.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from esper.cluster import connect, installed_ray
+from esper.cluster import answered, connect, installed_ray
 from esper.env.engine.engine import Engine
 from esper.env.engine.parallel import Share, Workers, answer, results
 from esper.extensions import known_modules
 from esper.workers import prepare_worker
 
-REPLACEMENTS = 3
-"""How often a worker is replaced for the same call; what kills it each time is not chance."""
-
 _ACTORS: list[Any] = []
 """The actors of this process, ``None`` in the place of one that is gone; they serve every engine."""
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def dismiss_actors() -> None:
@@ -111,22 +106,9 @@ class RayWorkers(Workers):
 
     def _answer(self, engine: int, i: int, method: str, argument: Any, asked: list[Any]) -> tuple[bool, Any]:
         """Wait for a worker's answer; where it dies, for that of its replacement."""
-        deaths = 0
-        while True:
-            try:
-                answers = self._ray.get(asked)
-                return next((failed for failed in answers if not failed[0]), answers[-1])
-            except self._ray.exceptions.RayTaskError:
-                raise
-            except self._ray.exceptions.RayError as error:  # it is dead, or its answer is lost
-                self._give_up(i)
-                deaths, why = deaths + 1, " ".join(str(error).split())
-                if deaths > REPLACEMENTS:
-                    raise ChildProcessError(
-                        f"Ray worker {i + 1} of {self.count} died {deaths} times over the same call: {why}"
-                    ) from error
-                _LOGGER.warning("Ray worker %d of %d is replaced, its share made again: %s", i + 1, self.count, why)
-                asked = self._ask(engine, i, method, argument)
+        ask_again, give_up = partial(self._ask, engine, i, method, argument), partial(self._give_up, i)
+        answers = answered(asked, ask_again=ask_again, give_up=give_up, name=f"{i + 1} of {self.count}")
+        return next((failed for failed in answers if not failed[0]), answers[-1])
 
     def _give_up(self, i: int) -> None:
         if _ACTORS[i] is not None and self._ray.is_initialized():

@@ -74,18 +74,14 @@ class Collector:
         envs: The environments.
         adapter: Between them and the policy.
         num_steps: T, steps of one rollout.
-        phases: Where it is noted what takes how long; by default nobody asks.
 
     Raises:
         ValueError: When the environments do not say how they begin new episodes.
     """
 
-    def __init__(
-        self, envs: VectorEnv, adapter: EnvironmentAdapter, num_steps: int, phases: Phases | None = None
-    ) -> None:
-        self.envs, self.adapter, self.phases = envs, adapter, phases or Phases()
+    def __init__(self, envs: VectorEnv, adapter: EnvironmentAdapter, num_steps: int) -> None:
+        self.envs, self.adapter, self.num_steps = envs, adapter, num_steps
         self.next_step = autoreset_mode(envs) is AutoresetMode.NEXT_STEP
-        self.buffer = RolloutBuffer(num_steps, envs.num_envs, adapter.heads)
         self.episodes: list[Episode] = []
         """Episodes that ended during the last rollout."""
         self.hindsight: Hindsight | None = None
@@ -102,7 +98,7 @@ class Collector:
         self._rewards = np.zeros(k)
         self._lengths = np.zeros(k, dtype=np.int64)
         if OTHER_OBJECTIVE in infos:
-            self.hindsight = Hindsight(self.adapter, self.buffer.num_steps, infos, policy)
+            self.hindsight = Hindsight(self.adapter, infos, policy)
 
     # ------------------------------------------------------------------ a rollout
 
@@ -116,22 +112,24 @@ class Collector:
         reward_scale: float = 1.0,
         paired: bool = False,
         deterministic: bool = False,
+        phases: Phases | None = None,
         on_step: Callable[[], None] = lambda: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> RolloutBuffer:
         """T steps of every environment, with their advantages; :attr:`hindsight` has followed.
 
-        The buffers are used again by the next call.
+        What takes how long is noted in ``phases``.
 
         Raises:
             Interrupted: When ``should_stop`` said so before a step.
         """
-        self.buffer.clear()
+        self.buffer = RolloutBuffer(self.num_steps, self.envs.num_envs, self.adapter.heads)
         if self.hindsight is not None:
-            self.hindsight.buffer.clear()
+            self.hindsight.begin(self.num_steps)
         self.episodes = []
+        self.phases = phases or Phases()
         self.phases.begin()
-        for noise in [None] * self.buffer.num_steps if deterministic else self._noise(generator):
+        for noise in [None] * self.num_steps if deterministic else self._noise(generator):
             if should_stop():
                 raise Interrupted
             self._step(policy, noise)
@@ -154,7 +152,7 @@ class Collector:
 
     def _noise(self, generator: torch.Generator) -> list[Noise]:
         """What decides the draws of each step; that of the whole rollout is drawn at once."""
-        adapter, rows = self.adapter, (self.buffer.num_steps, self.envs.num_envs)
+        adapter, rows = self.adapter, (self.num_steps, self.envs.num_envs)
         of_head = noise_for(adapter.heads, adapter.num_slots, rows, adapter.device, generator)
         steps = zip(*[x.unbind(0) for x in of_head.values()], strict=True)
         return [dict(zip(of_head, step, strict=True)) for step in steps]

@@ -39,6 +39,9 @@ class TrainConfig:
     paired: bool = False
     """The rows of a vector environment share their luck (the same episode in each): an advantage is taken over the mean
     of the other rows' at the same step, :func:`esper.simic.advantages.mean_of_others`."""
+    overlap: bool = False
+    """Collect the next rollout while learning from the last one. It is acted by a copy of the policy as it was before
+    that update, so that its data are one update old."""
     checkpoint_every: int = 10
     """Updates between two checkpoints; there is always one of the last update."""
     eval_every: int | None = None

@@ -55,22 +55,22 @@ class Seen(NamedTuple):
 
 
 class Hindsight:
-    """Follows a collector, with a memory of its own, and fills :attr:`buffer` with what it makes of the same steps.
+    """Follows a collector, with a memory of its own, and fills its ``buffer`` with what it makes of the same steps.
 
     Args:
         adapter: Between the environments and the policy.
-        num_steps: T, steps of one rollout.
         infos: Of the reset.
         policy: The policy that will act.
     """
 
-    def __init__(
-        self, adapter: EnvironmentAdapter, num_steps: int, infos: Mapping[str, Any], policy: LSTMPolicyBundle
-    ) -> None:
+    def __init__(self, adapter: EnvironmentAdapter, infos: Mapping[str, Any], policy: LSTMPolicyBundle) -> None:
         self.adapter = adapter
-        self.buffer = RolloutBuffer(num_steps, adapter.num_envs, adapter.heads)
         self.seen = self._seen(infos)
         self.hidden = policy.network.initial_hidden(adapter.num_envs)
+
+    def begin(self, num_steps: int) -> None:
+        """A new :attr:`buffer`, for T steps."""
+        self.buffer = RolloutBuffer(num_steps, self.adapter.num_envs, self.adapter.heads)
 
     def add(
         self,

@@ -85,6 +85,8 @@ class Progress(Callback):
             yield "entropy", ", ".join(f"{head} {entropy:.2f}" for head, entropy in entropies.items())
         if "explained_variance" in known:
             yield "explained variance", f"{known['explained_variance']:.2f}"
+        if "staleness" in known:
+            yield "data", f"{known['staleness']:.0f} updates old"
         if "env_steps" in known:
             yield "steps", f"{known['env_steps']:,.0f}"
             yield "steps/s", f"{known['steps_per_second']:,.0f}"

@@ -23,8 +23,17 @@ from esper.tracking import TensorBoard, Tracking
 
 logger = logging.getLogger(__name__)
 
-_FIXED = ("seed", "network", "normalize_observations", "normalize_keys", "normalize_rewards", "paired", "ppo.gamma")
-"""What a run keeps for life: what its weights, its statistics and the meaning of its values hang on."""
+_FIXED = (
+    "seed",
+    "network",
+    "normalize_observations",
+    "normalize_keys",
+    "normalize_rewards",
+    "paired",
+    "overlap",
+    "ppo.gamma",
+)
+"""What a run keeps for life: what its weights, its statistics, its draws and the meaning of its values hang on."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ import copy
 import logging
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from esper.simic.environments import Environments, named, vectorized
 from esper.simic.evaluation import evaluate
 from esper.simic.rollout_buffer import RolloutBuffer
 from esper.simic.spaces import EnvironmentAdapter
+from esper.simic.training.ahead import Ahead
 from esper.simic.training.callbacks import Callback, Plan, StopTraining
-from esper.simic.training.collector import Collector
+from esper.simic.training.collector import Collector, Episode
 from esper.simic.training.config import TrainConfig
 from esper.simic.training.interrupts import InterruptGuard
 from esper.simic.training.phases import Phases
@@ -118,6 +121,7 @@ def train(
     except StopTraining:
         pass
     finally:
+        trainer.abandon()
         trainer.callback.on_end()
         if directory is not None:
             directory.close()
@@ -159,7 +163,7 @@ def _learn(trainer: Trainer, directory: RunDirectory | None, history: list[dict[
                     directory.save(trainer.policy, trainer.state_dict())
 
 
-def _collect(trainer: Trainer, directory: RunDirectory | None, interrupt: InterruptGuard) -> list[RolloutBuffer]:
+def _collect(trainer: Trainer, directory: RunDirectory | None, interrupt: InterruptGuard) -> Collected:
     """One rollout from every vector environment."""
     boundary = None if directory is None else trainer.state_dict()
     try:
@@ -171,6 +175,56 @@ def _collect(trainer: Trainer, directory: RunDirectory | None, interrupt: Interr
         if interrupt.requested and isinstance(error, Exception):
             raise KeyboardInterrupt(f"stopped after update {trainer.updates}") from error
         raise
+
+
+@dataclass(frozen=True)
+class Actor:
+    """All that collecting reads of what learning changes."""
+
+    policy: LSTMPolicyBundle
+    reward_scale: float
+    """What rewards are multiplied with."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Weights, statistics and scale."""
+        normalizer = self.policy.observation_normalizer
+        return {
+            "network": dict(self.policy.network.state_dict()),
+            "normalizer": None if normalizer is None else dict(normalizer.state_dict()),
+            "reward_scale": self.reward_scale,
+        }
+
+    @classmethod
+    def from_plain(cls, policy: LSTMPolicyBundle, plain: Mapping[str, Any]) -> Actor:
+        """What gave ``plain``; ``policy`` takes it over."""
+        policy.network.load_state_dict(plain["network"])
+        if policy.observation_normalizer is not None:
+            policy.observation_normalizer.load_state_dict(plain["normalizer"])
+        return cls(policy, plain["reward_scale"])
+
+
+@dataclass
+class Collected:
+    """One rollout from every vector environment."""
+
+    rollouts: list[RolloutBuffer]
+    in_hindsight: list[RolloutBuffer]
+    """The same under other objectives, of the environments that offer one."""
+    episodes: list[Episode]
+    """Those that have ended."""
+    reward_scale: float
+    """What rewards were multiplied with."""
+    phases: Phases
+    """What took how long."""
+    staleness: int
+    """Updates that the policy is ahead of the one that acted."""
+    waiting: float = math.nan
+    """Seconds until it was there, and the next one under way."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that belong to an episode."""
+        return sum(int(rollout["valid"].sum()) for rollout in self.rollouts)
 
 
 class Trainer:
@@ -211,10 +265,18 @@ class Trainer:
         self.policy.network.to(device)
         watched = [] if eval_envs is None else [EnvironmentAdapter(eval_envs, heads, device, encoders)]
         self._check_alike([*adapters, *watched])
-        self.phases = Phases()
-        self.collectors = [Collector(e, a, config.num_steps, self.phases) for e, a in zip(envs, adapters, strict=True)]
+        self.collectors = [Collector(e, a, config.num_steps) for e, a in zip(envs, adapters, strict=True)]
         self.optimizer = ppo.make_optimizer(self.policy, config.ppo)
         self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.acting_generator = self.generator
+        if config.overlap:  # what acts and what learns would take turns as the clock has it
+            self.acting_generator = torch.Generator(device).manual_seed(self._seed(2))
+        self._actor: Actor | None = None
+        """Acts in the next rollout, if it is not the policy as it is."""
+        self._ahead: Ahead[Collected] | None = None
+        """The next rollout, if it is under way."""
+        self._beginning: dict[str, Any] = {}
+        """Where that one began, see :meth:`_begins`."""
         num_envs = [each.num_envs for each in envs]
         self.reward_scaler = RewardScaler(num_envs, config.ppo.gamma, device) if config.normalize_rewards else None
         self.planned_updates = config.planned_updates(sum(num_envs))
@@ -289,60 +351,105 @@ class Trainer:
         the first update would see raw ones.
         """
         if self.reward_scaler is not None or self._observation_statistics() is not None:
-            self._observe(self.collect())
+            collected = self._rollout(self._present(), lambda: False)
+            self.env_steps += collected.steps
+            self._observe(collected.rollouts)
 
     # ------------------------------------------------------------------ the loop
 
-    def collect(self, should_stop: Callable[[], bool] = lambda: False) -> list[RolloutBuffer]:
-        """One rollout from every vector environment; what there is in hindsight stays with the collectors."""
-        self.phases.clear()
+    def collect(self, should_stop: Callable[[], bool] = lambda: False) -> Collected:
+        """One rollout from every vector environment.
+
+        With ``config.overlap`` the next one begins at once, on a thread of its own, unless this is the last; there acts
+        a copy of the policy as it is now, its statistics included, and rewards are scaled as they are now.
+        """
+        began = time.perf_counter()
+        if self._ahead is None:
+            collected = self._rollout(self._actor or self._present(), should_stop)
+        else:
+            collected = self._ahead.result()
+        self._actor = self._ahead = None
+        if self.config.overlap and self.updates + 1 < self.planned_updates:
+            self._actor = replace(self._present(), policy=self._copy())
+            self._beginning = self._begins()
+            self._ahead = Ahead(partial(self._rollout, self._actor), should_stop)
+        self.env_steps += collected.steps
+        collected.waiting = time.perf_counter() - began
+        return collected
+
+    def _rollout(self, actor: Actor, should_stop: Callable[[], bool]) -> Collected:
+        """A rollout of ``actor``."""
+        # The processor's time of two things at once can only be told apart by their threads.
+        phases = Phases(time.thread_time if self.config.overlap else time.process_time)
         rollouts = [
             collector.collect(
-                self.policy,
-                self.generator,
+                actor.policy,
+                self.acting_generator,
                 gamma=self.config.ppo.gamma,
                 gae_lambda=self.config.ppo.gae_lambda,
-                reward_scale=1.0 if self.reward_scaler is None else self.reward_scaler.scale,
+                reward_scale=actor.reward_scale,
                 paired=self.config.paired,
+                phases=phases,
                 on_step=self.callback.on_step,
                 should_stop=should_stop,
             )
             for collector in self.collectors
         ]
-        self._new_steps = sum(int(rollout["valid"].sum()) for rollout in rollouts)
-        self.env_steps += self._new_steps
-        return rollouts
+        in_hindsight = [c.hindsight.buffer for c in self.collectors if c.hindsight is not None]
+        episodes = [episode for collector in self.collectors for episode in collector.episodes]
+        staleness = int(actor.policy is not self.policy)
+        return Collected(rollouts, in_hindsight, episodes, actor.reward_scale, phases, staleness)
 
-    def update(self, rollouts: Sequence[RolloutBuffer]) -> None:
+    def _present(self) -> Actor:
+        return Actor(self.policy, 1.0 if self.reward_scaler is None else self.reward_scaler.scale)
+
+    def _copy(self) -> LSTMPolicyBundle:
+        """The policy as it is now."""
+        actor = copy.deepcopy(self.policy)
+        actor.network.to(self.config.find_device())  # lays the weights of an LSTM side by side again
+        return actor
+
+    def abandon(self) -> None:
+        """Leave the rollout that is under way, if there is one; :meth:`state_dict` still knows where it began."""
+        if self._ahead is not None:
+            self._ahead.abandon()
+
+    def update(self, collected: Collected) -> None:
         """Learn from the latest rollouts, and from the same in hindsight; :attr:`row` has what is known of it.
 
         Besides those of :func:`esper.simic.ppo.update`: ``update``, ``env_steps`` (in all), ``episodes`` (ended during
         the rollout), their mean ``return`` and ``length``, ``episode/{name}`` (means of what the environment reported),
-        ``reward_scale``, ``steps_per_second``, and what :meth:`Phases.metrics` tells of the time.
+        ``reward_scale``, ``steps_per_second``, and what :meth:`Phases.metrics` tells of the time. With
+        ``config.overlap`` also ``staleness`` (updates that the policy was ahead of the one that acted) and
+        ``seconds/waiting`` (for the rollout, in which there was nothing to learn).
         """
-        self.phases.begin()
-        reward_scale = 1.0 if self.reward_scaler is None else self.reward_scaler.scale
-        in_hindsight = [c.hindsight.buffer for c in self.collectors if c.hindsight is not None]
+        phases = collected.phases
+        phases.begin()
         learned = ppo.update(
             self.policy,
             self.optimizer,
-            [*rollouts, *in_hindsight],
+            [*collected.rollouts, *collected.in_hindsight],
             self.config.ppo,
             self.generator,
             remaining=1.0 - self.updates / self.planned_updates,
         )
-        self._observe(rollouts)
+        self._observe(collected.rollouts)
         self.updates += 1
         self._rows += self.config.num_steps * sum(collector.envs.num_envs for collector in self.collectors)
-        self.phases.end("update")
+        phases.end("update")
+        overlap, seconds = {}, sum(phases.seconds.values())
+        if self.config.overlap:
+            overlap = {"staleness": float(collected.staleness), "seconds/waiting": collected.waiting}
+            seconds = collected.waiting + phases.seconds["update"]
         self.row = {
             "update": float(self.updates),
             "env_steps": float(self.env_steps),
-            **self._episode_metrics(),
+            **_episode_metrics(collected.episodes),
             **learned,
-            "reward_scale": reward_scale,
-            "steps_per_second": self._new_steps / sum(self.phases.seconds.values()),
-            **self.phases.metrics(),
+            "reward_scale": collected.reward_scale,
+            "steps_per_second": collected.steps / seconds,
+            **phases.metrics(),
+            **overlap,
         }
 
     def evaluate(self) -> dict[str, float]:
@@ -361,8 +468,7 @@ class Trainer:
 
     def _evaluation(self) -> dict[str, float]:
         assert self.eval_envs is not None, "eval_every comes with eval_envs"
-        seed = int(np.random.SeedSequence(self.config.seed, spawn_key=(1,)).generate_state(1)[0] % 2**31)
-        result = evaluate(self.policy, self.eval_envs, episodes=self.config.eval_episodes, seed=seed)
+        result = evaluate(self.policy, self.eval_envs, episodes=self.config.eval_episodes, seed=self._seed(1))
         if self.best is None or result.mean_return > self.best["return"]:
             self.best = {"update": self.updates, "return": result.mean_return}
         return {
@@ -373,18 +479,9 @@ class Trainer:
             "eval/best_return": self.best["return"],
         }
 
-    def _episode_metrics(self) -> dict[str, float]:
-        episodes = [episode for collector in self.collectors for episode in collector.episodes]
-        reported: dict[str, list[float]] = {}
-        for episode in episodes:
-            for name, value in episode.metrics.items():
-                reported.setdefault(f"episode/{name}", []).append(value)
-        return {
-            "episodes": float(len(episodes)),
-            "return": _mean([episode.reward for episode in episodes]),
-            "length": _mean([episode.length for episode in episodes]),
-            **{name: _mean(values) for name, values in reported.items()},
-        }
+    def _seed(self, stream: int) -> int:
+        """A seed for a stream of random numbers of its own."""
+        return int(np.random.SeedSequence(self.config.seed, spawn_key=(stream,)).generate_state(1)[0] % 2**31)
 
     def _observation_statistics(self) -> RunningMeanStd | StateStandardizer | None:
         """What learns the scale of observations: with slots the network itself, else the policy's normaliser."""
@@ -426,8 +523,16 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
-            "collectors": [collector.state_dict() for collector in self.collectors],
+            **(self._begins() if self._ahead is None else self._beginning),
         }
+
+    def _begins(self) -> dict[str, Any]:
+        """What the next rollout follows from: where the environments are, and with ``config.overlap`` what acts."""
+        begins: dict[str, Any] = {"collectors": [collector.state_dict() for collector in self.collectors]}
+        if self.config.overlap:
+            begins["acting_generator"] = self.acting_generator.get_state()
+            begins["actor"] = None if self._actor is None else self._actor.to_plain()
+        return begins
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``; environments that cannot take theirs are reset, and it is said."""
@@ -439,6 +544,10 @@ class Trainer:
         self.generator.set_state(state["generator"])
         if self.reward_scaler is not None:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
+        if self.config.overlap:
+            self.acting_generator.set_state(state["acting_generator"])
+            if state["actor"] is not None:
+                self._actor = Actor.from_plain(self._copy(), state["actor"])
         for i, (collector, before) in enumerate(zip(self.collectors, state["collectors"], strict=True)):
             if collector.resumable and collector.fits(before):
                 collector.load_state_dict(before)
@@ -499,6 +608,20 @@ def load_weights(policy: LSTMPolicyBundle, directory: Path) -> None:
     policy.network.load_state_dict(saved.network.state_dict())
     if normalizer is not None and fresh is not None:
         normalizer.load_state_dict(fresh.state_dict())
+
+
+def _episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means over the episodes, and their number."""
+    reported: dict[str, list[float]] = {}
+    for episode in episodes:
+        for name, value in episode.metrics.items():
+            reported.setdefault(f"episode/{name}", []).append(value)
+    return {
+        "episodes": float(len(episodes)),
+        "return": _mean([episode.reward for episode in episodes]),
+        "length": _mean([episode.length for episode in episodes]),
+        **{name: _mean(values) for name, values in reported.items()},
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

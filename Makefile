@@ -56,7 +56,7 @@ lock: $(TOOLS)/.uv  ## Write requirements.lock: the versions of constraints.txt 
 	  --no-annotate --no-header --constraint constraints.txt --output-file requirements.lock
 
 audit: $(TOOLS)/.pip-audit  ## Look up known vulnerabilities of what requirements.lock names (needs a network)
-	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes --requirement requirements.lock
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 $(TOOLS)/.%:
 	$(PYTHON) -m venv $(TOOLS)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from esper.commands.grow import draw_order, train_one_epoch
+from esper.commands.grow_run import draw_order, train_one_epoch
 from esper.growth import Growth
 from esper.tasks import Task, get_task
 

@@ -19,7 +19,8 @@ from statistics import fmean
 
 import torch
 
-from esper.commands.grow import GrowCommand, GrowRun
+from esper.commands.grow import GrowCommand
+from esper.commands.grow_run import GrowRun
 from esper.files import write_json_atomic
 
 EPOCHS = {"wine": 60, "spirals": 40, "digits": 30, "mnist1d": 16}

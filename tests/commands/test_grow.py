@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from esper.cli import main
-from esper.commands.grow import GrowCommand, GrowRun, HostAlone
+from esper.commands.grow import GrowCommand
+from esper.commands.grow_run import GrowRun, HostAlone
 from esper.tasks import get_task
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from esper.cli import main
-from esper.commands import grow
-from esper.commands.grow import CHECKPOINT, GrowRun, read_options
+from esper.commands import grow_run
+from esper.commands.grow import read_options
+from esper.commands.grow_run import CHECKPOINT, GrowRun
 from events import read_events
 
 EPOCHS = 6
@@ -32,7 +33,7 @@ def run(data, out, *options):
 
 def stop_in_epoch(monkeypatch, number):
     """Ctrl-C in the middle of this epoch; a function that takes it back."""
-    original, epochs = grow.train_one_epoch, []
+    original, epochs = grow_run.train_one_epoch, []
 
     def stopped(*arguments):
         epochs.append(1)
@@ -41,8 +42,8 @@ def stop_in_epoch(monkeypatch, number):
             raise KeyboardInterrupt
         return loss
 
-    monkeypatch.setattr(grow, "train_one_epoch", stopped)
-    return lambda: monkeypatch.setattr(grow, "train_one_epoch", original)
+    monkeypatch.setattr(grow_run, "train_one_epoch", stopped)
+    return lambda: monkeypatch.setattr(grow_run, "train_one_epoch", original)
 
 
 def results(directory):

@@ -10,7 +10,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-from esper.commands.grow import draw_order
+from esper.commands.grow_run import draw_order
 from esper.env.engine.run import EpisodeData
 from esper.env.episode import Episode
 from esper.tamiyo.policy.registry import trained_on

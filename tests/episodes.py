@@ -53,3 +53,13 @@ def same(a, b):
 def linear_price(outcome):
     """A point of score for every hundredth of the host that is added."""
     return outcome.score - (outcome.params - outcome.host_params) / outcome.host_params
+
+
+def bits(thing):
+    """Every bit of what an environment gives, or of a part of it, final observations and infos included."""
+    if isinstance(thing, dict):
+        return {name: bits(part) for name, part in thing.items()}
+    if isinstance(thing, (list, tuple)) or (isinstance(thing, np.ndarray) and thing.dtype.hasobject):
+        return [bits(part) for part in thing]
+    array = np.asarray(thing)
+    return array.dtype.str, array.shape, array.tobytes()

@@ -2,12 +2,14 @@
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 
 from esper.env.engine.loop import LoopEngine
+from esper.simic import Callback
 
 
 class Mortal(LoopEngine):
@@ -53,3 +55,14 @@ class Numbered(gym.Wrapper):
     def step(self, action):
         observation, *rest = self.env.step(action)
         return observation + np.float32(os.getpid()), *rest
+
+
+class StopAfter(Callback):
+    """Ends the run with an error, after a number of updates."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+
+    def on_update(self, metrics: Mapping[str, float]) -> None:
+        if metrics["update"] == self.updates:
+            raise RuntimeError("crash")

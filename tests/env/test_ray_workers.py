@@ -9,11 +9,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import mortal
-from episodes import play, quick_task
+from episodes import bits, play, quick_task
 from esper.cli import main
 from esper.cluster import connect
 from esper.env.engine import ray_workers
@@ -31,16 +30,6 @@ HORIZON = 5
 
 def envs(num_workers=1, **options):
     return GrowthVectorEnv(3, quick_task("wine", horizon=HORIZON), num_workers=num_workers, **options)
-
-
-def bits(thing):
-    """Every bit of a play or of a part of one, final observations and infos included."""
-    if isinstance(thing, dict):
-        return {name: bits(part) for name, part in thing.items()}
-    if isinstance(thing, (list, tuple)) or (isinstance(thing, np.ndarray) and thing.dtype.hasobject):
-        return [bits(part) for part in thing]
-    array = np.asarray(thing)
-    return array.dtype.str, array.shape, array.tobytes()
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from esper.simic.training import vectorized
 from esper.simic.training.callbacks import StopTraining
 from esper.simic.training.phases import PHASES, Phases
 from esper.simic.training.vectorized import Trainer
+from mortal import StopAfter
 
 CLOCKS = {"steps_per_second", "seconds/waiting", *Phases().metrics()}
 
@@ -38,17 +39,6 @@ def weights(policy) -> torch.Tensor:
 
 def logged(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-class StopAfter(Callback):
-    """Ends the run with an error, after a number of updates."""
-
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
-
-    def on_update(self, metrics: Mapping[str, float]) -> None:
-        if metrics["update"] == self.updates:
-            raise RuntimeError("crash")
 
 
 class Before:

@@ -12,6 +12,7 @@ import pytest
 from gymnasium.wrappers import TimeLimit
 
 import mortal
+from episodes import bits
 from esper.cli import main
 from esper.cluster import connect
 from esper.simic import NetworkOptions, PPOConfig, TrainConfig, ray_envs, train
@@ -26,16 +27,6 @@ ray = pytest.importorskip("ray")
 CLOCKS = {"steps_per_second", *Phases().metrics()}
 
 SHORT = {"max_episode_steps": 7}
-
-
-def bits(thing):
-    """Every bit of what an environment gives, infos included."""
-    if isinstance(thing, dict):
-        return {name: bits(part) for name, part in thing.items()}
-    if isinstance(thing, (list, tuple)) or (isinstance(thing, np.ndarray) and thing.dtype.hasobject):
-        return [bits(part) for part in thing]
-    array = np.asarray(thing)
-    return array.dtype.str, array.shape, array.tobytes()
 
 
 def played(envs, steps=20, before_step=lambda step: None):

@@ -36,6 +36,7 @@ from esper.simic.training.run_directory import RunDirectory
 from esper.simic.training.vectorized import Trainer
 from esper.tamiyo.networks import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle
+from mortal import StopAfter
 
 SMALL = NetworkOptions(hidden_dim=16, head_dim=8)
 CLOCKS = {"steps_per_second", "seconds/waiting", *Phases().metrics()}
@@ -75,17 +76,6 @@ def test_the_run_does_not_touch_or_read_the_global_random_state(tree_world, mode
 
 
 # ---------------------------------------------------------------------- resuming
-
-
-class StopAfter(Callback):
-    """Ends the run with an error, after a number of updates."""
-
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
-
-    def on_update(self, metrics: Mapping[str, float]) -> None:
-        if metrics["update"] == self.updates:
-            raise RuntimeError("crash")
 
 
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(tree_world, mode, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ def write_program(
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"expected a file name that ends in .pt2 or .onnx, got '{path.name}'")
     check_packages(path.suffix)
-    with written_whole(path) as unfinished, _without_warnings():
+    with written_whole(path) as unfinished, _without_warnings(), _nothing_collected():
         program = make()
         if path.suffix == ".pt2":
             with unfinished.open("wb") as file:
@@ -65,6 +66,19 @@ def check_packages(suffix: str) -> None:
         import onnxscript  # noqa: F401, PLC0415 - an optional dependency
     except ImportError as error:
         raise ValueError("an .onnx file needs more packages: pip install 'esper-lite[onnx]'") from error
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """What the garbage collector brings to its end while a program is traced would become a part of it."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

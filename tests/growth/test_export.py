@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import nn
 
+from esper.growth.export import export_model
 from growing import Loop
 from network.hosts import advance, fossilize, germinate
 
@@ -21,6 +24,7 @@ except ImportError:
 else:
     raise SystemExit("esper is there")
 import torch
+from torch import nn
 path, inputs, outputs = sys.argv[1:]
 cases = torch.load(inputs, weights_only=True)
 if path.endswith(".pt2"):
@@ -66,3 +70,35 @@ def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.pt2 or \.onnx, got 'grown\.pth'"):
         Loop().growth.export(tmp_path / "grown.pth")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_collected_meanwhile_is_no_part_of_the_program(tmp_path):
+    """As when a context that was given up in mid-way ends while a model is traced."""
+
+    class Litter(nn.Module):
+        def forward(self, x):
+            left = [suspended()]
+            next(left[0])
+            left.append(left)
+            del left
+            for _ in range(100):
+                x = x + torch.stack([x, x]).sum(0)
+            return x
+
+    held = torch.zeros(1)
+
+    def suspended():
+        try:
+            yield
+        finally:
+            held.fill_(1.0)
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        path = export_model(Litter(), torch.ones(2, 3), tmp_path / "model.pt2")
+    finally:
+        gc.set_threshold(*thresholds)
+    assert gc.isenabled()
+    program = torch.export.load(path)
+    assert not any("fill" in str(node.target) for node in program.graph.nodes)

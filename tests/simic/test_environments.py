@@ -184,7 +184,7 @@ def test_a_run_goes_on_with_other_rates_lengths_and_environments(tmp_path: Path,
         {"network": NetworkOptions(hidden_dim=8)},
         {"normalize_rewards": False},
     ):
-        with pytest.raises(ValueError, match=r"what cannot change is seed, network, .*, paired, ppo.gamma"):
+        with pytest.raises(ValueError, match=r"what cannot change is seed, network, .*, paired, overlap, ppo.gamma"):
             train("CartPole-v1", config=config(**fixed), run_dir=tmp_path, resume=True)
 
 

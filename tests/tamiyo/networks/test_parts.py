@@ -50,6 +50,18 @@ def test_images_small_and_large_are_encoded(shape: tuple[int, int, int]) -> None
     assert sum(p.numel() for p in encoder.parameters()) < 400_000
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_see_images_channels_last_and_encode_the_same(channels: int) -> None:
+    """In that layout they are faster; weights keep theirs, as files hold them."""
+    encoder = ImageEncoder(Part(name="image", kind="image", shape=(channels, 20, 20), high=255.0), 16)
+    image, seen = torch.randint(256, (2, channels, 20, 20), dtype=torch.uint8), []
+    plain = encoder.layers(image / 255)
+    encoder.layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.stride()))
+    torch.testing.assert_close(encoder(image), plain)
+    assert seen[0][1] == 1
+    assert all(p.is_contiguous() for p in encoder.parameters())
+
+
 def test_what_is_shown_in_few_of_many_levels_is_seen() -> None:
     """Numbers of objects from 0 to 10, in bytes: the encoding says about as much as of the full range."""
     torch.manual_seed(0)

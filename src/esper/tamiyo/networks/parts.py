@@ -62,19 +62,21 @@ class ImageEncoder(nn.Module):
         width = 32
         while not layers or max(sides) > _LARGEST_MAP:
             stride = tuple(2 if side > _LARGEST_MAP else 1 for side in sides)
-            layers += [_convolution(channels, width, (stride[0], stride[1])), nn.ReLU()]
+            layers += [_convolution(channels, width, (stride[0], stride[1])), nn.ReLU(inplace=True)]
             if len(layers) == 2:
                 layers.insert(1, nn.GroupNorm(1, width))
             sides = [-(-side // step) for side, step in zip(sides, stride, strict=True)]
             channels, width = width, 64
-        layers += [_convolution(channels, width, (1, 1)), nn.ReLU(), nn.Flatten()]
+        layers += [_convolution(channels, width, (1, 1)), nn.ReLU(inplace=True), nn.Flatten()]
         self.layers = nn.Sequential(*layers, linear(width * math.prod(sides), size, HIDDEN_GAIN), nn.ReLU())
 
     def forward(self, image_NCYX: Shaped[Tensor, "N C Y X"]) -> Float[Tensor, "N E"]:
         """Encodings, of images of any type of number."""
         weight = self.layers[0].weight
         assert isinstance(weight, Tensor)
-        return self.layers((image_NCYX.to(weight.dtype) - self.low) * self.scale)
+        # Channels last, convolutions on a processor take two thirds of the time.
+        numbers = image_NCYX.to(weight.dtype, memory_format=torch.channels_last)
+        return self.layers((numbers - self.low) * self.scale)
 
 
 class IndexEncoder(nn.Module):

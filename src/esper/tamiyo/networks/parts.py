@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
         """Encodings, of images of any type of number."""
         weight = self.layers[0].weight
         assert isinstance(weight, Tensor)
-        # Channels last, convolutions on a processor take two thirds of the time.
+        # Convolutions on a processor take 0.55 to 0.68 of the time channels last.
         numbers = image_NCYX.to(weight.dtype, memory_format=torch.channels_last)
         return self.layers((numbers - self.low) * self.scale)
 

@@ -106,6 +106,15 @@ def test_a_reader_that_has_gone_is_told_nothing():
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+def test_another_pipe_that_breaks_is_told(monkeypatch, capsys):
+    def run(command, console):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("esper.commands.listings.TasksCommand.run", run)
+    assert main(["tasks"]) == 2
+    assert "esper: [Errno 32] Broken pipe" in capsys.readouterr().err
+
+
 def test_esper_ppo_is_a_command(tmp_path, capsys):
     assert main(["ppo", "--env", "esper/Locksmith-v0", "--total-steps", "64", "--num-steps", "8", "--num-envs", "4",
                  "--episodes", "2", "--quiet", "--run-dir", str(tmp_path / "run")]) == 0  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -84,13 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             keep_freed_memory()
             command.run(Console())
-    except BrokenPipeError:  # whoever read the output has gone, as `head` goes: no word is of use to them
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except ChildProcessError as error:
         print(f"esper: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be said
+            return 128 + signal.SIGPIPE
         print(f"esper: {_in_one_line(error)}", file=sys.stderr)
         return 2
     except Stopped as stop:
@@ -139,6 +140,16 @@ def _stopping_when_told() -> Iterator[None]:
     finally:
         for signum in heard:
             signal.signal(signum, before[signum])
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the output any more, as when `head` has seen enough: no word is of use then."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+    except OSError:  # no file
+        return False
+    return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _in_one_line(error: Exception) -> str:

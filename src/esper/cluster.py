@@ -58,6 +58,38 @@ def connect(workers: int, address: str | None) -> None:
         raise ValueError(f"each Ray worker takes a CPU: expected {workers} in the cluster, found {cpus}; ask for fewer")
 
 
+class Actors(list[Any]):
+    """The Ray actors of this process for one kind of work, ``None`` in the place of one that is gone; they serve all.
+
+    Args:
+        kind: The class of what runs in an actor.
+    """
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def connect(self, workers: int, address: str | None) -> None:
+        """Connect to a cluster, as :func:`connect` does, with room for ``workers`` actors."""
+        if not installed_ray().is_initialized():
+            self.clear()  # those of an earlier connection
+        connect(workers, address)
+        self.extend([None] * (workers - len(self)))
+
+    def alive(self, i: int, *arguments: Any) -> Any:
+        """The actor of a place; where there is none, one is made from these arguments."""
+        if self[i] is None:
+            self[i] = installed_ray().remote(num_cpus=1)(self._kind).remote(*arguments)
+        return self[i]
+
+    def give_up(self, i: int) -> None:
+        """End the actor of a place."""
+        ray = installed_ray()
+        if self[i] is not None and ray.is_initialized():
+            ray.kill(self[i])
+        self[i] = None
+
+
 def answered(
     asked: list[Any], *, ask_again: Callable[[], list[Any]], give_up: Callable[[], None], name: str
 ) -> list[Any]:

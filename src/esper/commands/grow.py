@@ -123,7 +123,8 @@ class GrowCommand:
             task = auto_host(read, name=self.data.resolve().stem, batch_size=self.batch_size)
         else:
             task = get_task(self.task)
-            task.batch_size = self.batch_size or task.batch_size
+            if self.batch_size is not None:
+                task.batch_size = self.batch_size
         return task if self.host == "auto" else Rehosted(task, self.host, self.slot)
 
     def _run(self, directory: Path, console: Console, *, resumed: bool) -> None:

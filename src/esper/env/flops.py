@@ -68,11 +68,11 @@ class ComputeMeter:
         network = self._host + sum(seeds.values())
         attribution = network * passes * self._attribution_samples
         auditions = self._auditions(auditioning or {}, network)
-        self.total += network * 3 * self._samples + attribution + auditions
-        self.extra += sum(seeds.values()) * 3 * self._samples + attribution + auditions
-        self.wasted += (
-            attribution + auditions + sum(self._spent.pop(name) for name in self._spent.keys() - seeds.keys())
-        )
+        measuring = attribution + auditions
+        extra = 3 * self._samples * sum(seeds.values()) + measuring
+        self.extra += extra
+        self.total += 3 * self._samples * self._host + extra
+        self.wasted += measuring + sum(self._spent.pop(name) for name in self._spent.keys() - seeds.keys())
         for name, flops in seeds.items():
             self._spent[name] = self._spent.get(name, 0) + flops * 3 * self._samples
 

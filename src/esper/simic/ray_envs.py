@@ -22,15 +22,12 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-from esper.cluster import answered, connect, installed_ray
+from esper.cluster import Actors, answered, installed_ray
 from esper.extensions import known_modules, look_here
 from esper.simic.locksmith import register_environments
 from esper.simic.spaces.adapter import imported
 from esper.simic.spaces.masks import METHOD
 from esper.workers import prepare_worker
-
-_ACTORS: list[Any] = []
-"""The actors of this process, ``None`` in the place of one that is gone; they serve every vector environment."""
 
 _TURN = threading.Lock()
 """Held by the call that the actors answer: one may be collected for while another is evaluated on."""
@@ -148,6 +145,10 @@ class _Actor:
             row.env.close()
 
 
+_ACTORS = Actors(_Actor)
+"""Those of this process; they serve every vector environment."""
+
+
 class _Elsewhere(gym.Env):
     """An environment in an actor, as the vector environment knows it here."""
 
@@ -207,10 +208,7 @@ class RayVectorEnv(SyncVectorEnv):
         self._homes: dict[int, Any] = {}
         """Worker → the actor that holds its environments."""
         self._ray = installed_ray()
-        if not self._ray.is_initialized():
-            _ACTORS.clear()  # those of an earlier connection
-        connect(workers, address)
-        _ACTORS.extend([None] * (workers - len(_ACTORS)))
+        _ACTORS.connect(workers, address)
         self._number, self._workers = next(_NUMBERS), min(workers, num_envs)
         self._make = partial(_made, env_id, tuple(wrappers), kwargs)
         self._courses: dict[int, Course | None] = dict.fromkeys(range(num_envs))
@@ -268,12 +266,12 @@ class RayVectorEnv(SyncVectorEnv):
                         raise result
             except BaseException:  # what the actors have done of it is not known
                 for i in shares:
-                    _give_up(i)
+                    _ACTORS.give_up(i)
                 raise
         return {row: answer for *_, (_, of_rows) in answers for row, answer in of_rows.items()}
 
     def _answers(self, i: int, asked: list[Any], method: str, share: Mapping[int, Any]) -> list[tuple[bool, Any]]:
-        ask_again, give_up = partial(self._ask, i, method, share), partial(_give_up, i)
+        ask_again, give_up = partial(self._ask, i, method, share), partial(_ACTORS.give_up, i)
         return answered(asked, ask_again=ask_again, give_up=give_up, name=f"{i + 1} of {self._workers}")
 
     def _worker(self, row: int) -> int:
@@ -281,21 +279,12 @@ class RayVectorEnv(SyncVectorEnv):
 
     def _ask(self, i: int, method: str, share: Mapping[int, Any]) -> list[Any]:
         """Send a call to a worker, after what makes its environments again where they are with no living actor."""
-        if _ACTORS[i] is None:
-            _ACTORS[i] = self._ray.remote(num_cpus=1)(_Actor).remote(known_modules())
-        actor, calls = _ACTORS[i], []
+        actor, calls = _ACTORS.alive(i, known_modules()), []
         if self._homes.get(i) is not actor:
             own = {row: c for row, c in self._courses.items() if self._worker(row) == i}
             calls.append(actor.answer.remote("make", self._number, self._make, own))
         self._homes[i] = actor
         return [*calls, actor.answer.remote(method, self._number, share)]
-
-
-def _give_up(i: int) -> None:
-    ray = installed_ray()
-    if _ACTORS[i] is not None and ray.is_initialized():
-        ray.kill(_ACTORS[i])
-    _ACTORS[i] = None
 
 
 def _made(env_id: str, wrappers: Sequence[Callable[[gym.Env], gym.Env]], kwargs: Mapping[str, Any]) -> gym.Env:

@@ -12,23 +12,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from esper.cluster import answered, connect, installed_ray
+from esper.cluster import Actors, answered, installed_ray
 from esper.env.engine.engine import Engine
 from esper.env.engine.parallel import Share, Workers, answer, results
 from esper.extensions import known_modules
 from esper.workers import prepare_worker
-
-_ACTORS: list[Any] = []
-"""The actors of this process, ``None`` in the place of one that is gone; they serve every engine."""
-
-
-def dismiss_actors() -> None:
-    """End the actors of this process, so that their CPUs are free; a share that is asked for again is made again."""
-    ray = installed_ray()
-    for i, actor in enumerate(_ACTORS):
-        if actor is not None and ray.is_initialized():
-            ray.kill(actor)
-        _ACTORS[i] = None
 
 
 class _Actor:
@@ -40,6 +28,16 @@ class _Actor:
 
     def answer(self, number: int, method: str, argument: Any) -> tuple[bool, Any]:
         return answer(self._engines, number, method, argument)
+
+
+_ACTORS = Actors(_Actor)
+"""Those of this process; they serve every engine."""
+
+
+def dismiss_actors() -> None:
+    """End the actors of this process, so that their CPUs are free; a share that is asked for again is made again."""
+    for i in range(len(_ACTORS)):
+        _ACTORS.give_up(i)
 
 
 class RayWorkers(Workers):
@@ -61,10 +59,7 @@ class RayWorkers(Workers):
             raise ValueError(f"expected 1 Ray worker or more, got {count}")
         self.count = count
         self._ray = installed_ray()
-        if not self._ray.is_initialized():
-            _ACTORS.clear()  # those of an earlier connection
-        connect(count, address)
-        _ACTORS.extend([None] * (count - len(_ACTORS)))
+        _ACTORS.connect(count, address)
         self._shares: dict[tuple[int, int], Share] = {}
         """(engine, worker) → the share that is there."""
         self._homes: dict[tuple[int, int], Any] = {}
@@ -77,7 +72,7 @@ class RayWorkers(Workers):
             answers = {i: self._answer(engine, i, method, arguments[i], calls) for i, calls in asked.items()}
         except BaseException:  # what the actors have done of it is not known
             for i in arguments:
-                self._give_up(i)
+                _ACTORS.give_up(i)
             raise
         for i in (i for i, (succeeded, _) in answers.items() if succeeded):
             if method == "make":
@@ -96,9 +91,7 @@ class RayWorkers(Workers):
 
     def _ask(self, engine: int, i: int, method: str, argument: Any) -> list[Any]:
         """Send a call to a worker, after what makes its share again where that is with no living actor."""
-        if _ACTORS[i] is None:
-            _ACTORS[i] = self._ray.remote(num_cpus=1)(_Actor).remote(known_modules())
-        actor, calls = _ACTORS[i], [(method, argument)]
+        actor, calls = _ACTORS.alive(i, known_modules()), [(method, argument)]
         if method != "make" and self._homes[engine, i] is not actor:
             calls.insert(0, ("make", self._shares[engine, i]))
         self._homes[engine, i] = actor
@@ -106,11 +99,6 @@ class RayWorkers(Workers):
 
     def _answer(self, engine: int, i: int, method: str, argument: Any, asked: list[Any]) -> tuple[bool, Any]:
         """Wait for a worker's answer; where it dies, for that of its replacement."""
-        ask_again, give_up = partial(self._ask, engine, i, method, argument), partial(self._give_up, i)
+        ask_again, give_up = partial(self._ask, engine, i, method, argument), partial(_ACTORS.give_up, i)
         answers = answered(asked, ask_again=ask_again, give_up=give_up, name=f"{i + 1} of {self.count}")
         return next((failed for failed in answers if not failed[0]), answers[-1])
-
-    def _give_up(self, i: int) -> None:
-        if _ACTORS[i] is not None and self._ray.is_initialized():
-            self._ray.kill(_ACTORS[i])
-        _ACTORS[i] = None

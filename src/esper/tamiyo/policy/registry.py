@@ -23,6 +23,9 @@ def _shipped() -> Policy:
 
 
 POLICIES: Registry[Callable[[], Policy]] = Registry("policies", "policy")
+"""Name → a new policy; ``tamiyo`` is the trained one that comes with Esper. Register your own:
+``POLICIES["mine"] = MyPolicy``."""
+
 POLICIES.update(
     wait=WaitPolicy,
     random=RandomPolicy,
@@ -31,8 +34,6 @@ POLICIES.update(
     audition=AuditionPolicy,
     tamiyo=_shipped,
 )
-"""Name → a new policy; ``tamiyo`` is the trained one that comes with Esper. Register your own:
-``POLICIES["mine"] = MyPolicy``."""
 
 Rule = Callable[[RunView], Decision]
 """A rule as a plain function: what is seen of one run in, one decision out."""

@@ -219,7 +219,7 @@ def _terms(
     clip: float,
     value_clip: float | None = None,
 ) -> _Terms:
-    judged = policy.judge_sequences(batch.inputs, batch.actions, batch.hidden, batch.gaps)
+    judged = policy.judge_sequences(batch.inputs, batch.actions, batch.hidden, batch.gaps, batch.valid)
 
     # Where a head could not matter its ratio is 1 and its advantage 0, so that it adds exactly nothing.
     could_matter_NH = batch.could_matter.flatten(0, 1)

@@ -50,6 +50,21 @@ def test_images_small_and_large_are_encoded(shape: tuple[int, int, int]) -> None
     assert sum(p.numel() for p in encoder.parameters()) < 400_000
 
 
+@pytest.mark.parametrize("height", [1, 8, 9, 17, 32, 33, 34, 35, 36, 37, 84, 99])
+def test_every_pixel_is_seen(height: int) -> None:
+    """Whatever the sides: kernels that are laid further apart must not end before the last row or column."""
+    encoder = ImageEncoder(Part(name="image", kind="image", shape=(1, height, height + 3)), 16)
+    seen = torch.ones(1, 1, height, height + 3, requires_grad=True)
+    passed = seen
+    for layer in encoder.layers:
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data.fill_(1.0)
+            passed = layer(passed)
+    passed.sum().backward()
+    assert seen.grad is not None
+    assert seen.grad.gt(0).all()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_convolutions_see_images_channels_last_and_encode_the_same(channels: int) -> None:
     """In that layout they are faster; weights keep theirs, as files hold them."""
@@ -94,6 +109,20 @@ def test_rollout_and_update_agree_on_parts_and_gradients_reach_every_encoder() -
     for name, weight in policy.network.part_encoder.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.any(), name
+
+
+def test_no_encoder_sees_padding_and_the_rows_are_judged_the_same() -> None:
+    policy, inputs = bundle(), shown(3, 4)
+    valid = torch.tensor([[True, True, True, False], [True, False, True, True], [True, True, True, True]])
+    counted: list[int] = []
+    for encoder in policy.network.part_encoder.encoders:
+        encoder.register_forward_hook(lambda module, given, encoded: counted.append(len(given[0])))
+    actions = {"move": torch.ones(3, 4, dtype=torch.int64), "aim": torch.zeros(3, 4, 2)}
+    given = (inputs, actions, policy.network.initial_hidden(3), ~valid)
+    judged, whole = policy.judge_sequences(*given, valid), policy.judge_sequences(*given)
+    assert counted == [10] * 3 + [12] * 3
+    for found, expected in zip(judged, whole, strict=True):
+        torch.testing.assert_close(found[valid.flatten()], expected[valid.flatten()])
 
 
 def test_a_policy_with_parts_is_saved_and_its_own_encoders_are_asked_for(tmp_path) -> None:

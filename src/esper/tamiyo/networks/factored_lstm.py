@@ -488,12 +488,14 @@ class FactoredRecurrentActorCritic(nn.Module):
         hidden: HiddenState,
         gaps: Bool[Tensor, "B T"] | None,
         parts: Mapping[str, Tensor],
+        valid: Bool[Tensor, "B T"] | None = None,
     ) -> Judged:
         """:meth:`judge` of whole sequences, with gradients, N = B·T; arguments as in :meth:`evaluate_actions`.
 
-        Neither what comes in nor what comes out is checked.
+        ``valid`` marks the rows that are no padding: of no others are the ``parts`` encoded; ``None`` for all. Neither
+        what comes in nor what comes out is checked.
         """
-        core, _ = self._core(states, blueprint_indices, hidden, parts, gaps)
+        core, _ = self._core(states, blueprint_indices, hidden, parts, gaps, valid)
         return self._decide_sequences(core, actions, masks).judged()
 
     def _decide_sequences(self, core: Core, actions: Mapping[str, Tensor], masks: Masks) -> _Decided:
@@ -519,6 +521,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         hidden: HiddenState,
         parts: Mapping[str, Tensor],
         gaps_BT: Tensor | None = None,
+        valid_BT: Tensor | None = None,
     ) -> tuple[Core, HiddenState]:
         """The core of all rows, and the hidden state after the last step."""
         batch, steps = states_BTD.shape[:2]
@@ -541,7 +544,8 @@ class FactoredRecurrentActorCritic(nn.Module):
                 summary_N2E = _SUMMARY_SCALE * self.summary_norm(summary_N2E)
             rows_ND = torch.cat([run_NR, summary_N2E], dim=-1)
         if self.config.parts:
-            rows_ND = torch.cat([rows_ND, self.part_encoder(parts, self.dtype)], dim=-1)
+            valid_N = None if valid_BT is None or valid_BT.all() else valid_BT.flatten()
+            rows_ND = torch.cat([rows_ND, self.part_encoder(parts, self.dtype, valid_N)], dim=-1)
         encoded_NH = self.activation(self.encoder_norm(self.encoder(self.encoder_layers(rows_ND))))
         of_policy, of_critic, hidden = self._remembered(encoded_NH.view(batch, steps, -1), hidden, gaps_BT)
         critic_NH = None if self.critic_norm is None else self.critic_norm(of_critic)

@@ -1,17 +1,17 @@
 """Parts of an observation that are no plain numbers, and what encodes them: images, indices, the user's own.
 
-Shapes: N rows, E size of an encoding, C channels, Y height, X width, k indices of a part.
+Shapes: N rows, M of them valid, E size of an encoding, C channels, Y height, X width, k indices of a part.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +19,7 @@ from esper.tamiyo.networks.initialization import HIDDEN_GAIN, linear
 
 PartKind = Literal["image", "indices", "own"]
 
-_LARGEST_MAP = 8
+_LARGEST_MAP, _LARGE_SIDE = 8, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,11 @@ class Part:
 
 
 class ImageEncoder(nn.Module):
-    """Convolutions, 3 by 3, that halve each side until it has 8 pixels or fewer, and a linear layer.
+    """Convolutions that make each side smaller until it has 8 pixels or fewer, and a linear layer.
 
-    So a picture of 7 by 7 keeps its pixels, and one of 210 by 160 costs five layers. The first layer's output is
-    normalised: what is shown in numbers from 0 to 10 of 255 is seen, too.
+    A side of more than 32 pixels is first divided by 4, with a kernel of 8 as in Mnih et al. (2015); all others are
+    halved, with a kernel of 3. So a picture of 7 by 7 keeps its pixels, and one of 84 by 84 becomes 21, 11 and 6 pixels
+    wide. The first layer's output is normalised: what is shown in numbers from 0 to 10 of 255 is seen, too.
 
     Args:
         part: The image.
@@ -61,13 +62,15 @@ class ImageEncoder(nn.Module):
         layers: list[nn.Module] = []
         width = 32
         while not layers or max(sides) > _LARGEST_MAP:
-            stride = tuple(2 if side > _LARGEST_MAP else 1 for side in sides)
-            layers += [_convolution(channels, width, (stride[0], stride[1])), nn.ReLU(inplace=True)]
+            largest = 4 if not layers else 2
+            strides = [largest if side > _LARGE_SIDE else 2 if side > _LARGEST_MAP else 1 for side in sides]
+            layers += [_convolution(channels, width, strides), nn.ReLU(inplace=True)]
             if len(layers) == 2:
                 layers.insert(1, nn.GroupNorm(1, width))
-            sides = [-(-side // step) for side, step in zip(sides, stride, strict=True)]
+            of_sides = zip(sides, strides, strict=True)
+            sides = [(side + 2) // 4 if step == 4 else -(-side // step) for side, step in of_sides]
             channels, width = width, 64
-        layers += [_convolution(channels, width, (1, 1)), nn.ReLU(inplace=True), nn.Flatten()]
+        layers += [_convolution(channels, width, [1, 1]), nn.ReLU(inplace=True), nn.Flatten()]
         self.layers = nn.Sequential(*layers, linear(width * math.prod(sides), size, HIDDEN_GAIN), nn.ReLU())
 
     def forward(self, image_NCYX: Shaped[Tensor, "N C Y X"]) -> Float[Tensor, "N E"]:
@@ -168,17 +171,32 @@ class PartEncoder(nn.Module):
         pairs = zip(self.parts, self.encoders, strict=True)
         return {part.name: e.module for part, e in pairs if isinstance(e, OwnEncoder)}
 
-    def forward(self, shown: Mapping[str, Tensor], dtype: torch.dtype) -> Float[Tensor, "N E_all"]:
-        """Encodings of all parts, side by side, in ``dtype``."""
+    def forward(
+        self, shown: Mapping[str, Tensor], dtype: torch.dtype, valid_N: Bool[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N E_all"]:
+        """Encodings of all parts, side by side, in ``dtype``.
+
+        Args:
+            shown: The parts, by name, ``[..., *shape]`` with N rows.
+            dtype: Of the encodings, and of what modules of the user's own are given.
+            valid_N: Rows that are encoded; the encodings of the others are 0, and no encoder sees them: they cost
+                nothing, and they are no samples of a batch normalisation. ``None`` for all.
+        """
         encoded = []
         for part, encoder in zip(self.parts, self.encoders, strict=True):
             x = shown[part.name].flatten(0, -len(part.shape) - 1)
+            x = x if valid_N is None else x[valid_N]
             encoded.append(encoder(x.to(dtype) if part.kind == "own" else x).to(dtype))
-        return torch.cat(encoded, dim=-1)
+        encoded_ME = torch.cat(encoded, dim=-1)
+        if valid_N is None:
+            return encoded_ME
+        return encoded_ME.new_zeros(len(valid_N), self.size).index_put((valid_N,), encoded_ME)
 
 
-def _convolution(channels: int, width: int, stride: tuple[int, int]) -> nn.Conv2d:
-    layer = nn.Conv2d(channels, width, 3, stride=stride, padding=1)
+def _convolution(channels: int, width: int, strides: Sequence[int]) -> nn.Conv2d:
+    """One that sees every pixel: kernels of 8, or of 3, that overlap, padded so that the last reaches the end."""
+    kernel, padding = [8 if step == 4 else 3 for step in strides], [3 if step == 4 else 1 for step in strides]
+    layer = nn.Conv2d(channels, width, (kernel[0], kernel[1]), (strides[0], strides[1]), (padding[0], padding[1]))
     nn.init.orthogonal_(layer.weight, HIDDEN_GAIN)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

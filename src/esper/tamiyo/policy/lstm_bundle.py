@@ -412,11 +412,15 @@ class LSTMPolicyBundle:
         actions: Mapping[str, Shaped[Tensor, "B T ..."]],
         hidden: HiddenState,
         gaps: Bool[Tensor, "B T"] | None = None,
+        valid: Bool[Tensor, "B T"] | None = None,
     ) -> Judged:
-        """:meth:`evaluate_actions` of what a rollout stored, and checked then: N = B·T rows, with gradients."""
-        return self.network.judge_sequences(
-            self._standard(inputs.features), inputs.blueprint_indices, actions, inputs.masks, hidden, gaps, inputs.parts
-        )
+        """:meth:`evaluate_actions` of what a rollout stored, and checked then: N = B·T rows, with gradients.
+
+        ``valid`` marks the rows that are no padding; no encoder sees the others. ``None`` for all.
+        """
+        states, parts = self._standard(inputs.features), inputs.parts
+        indices, masks = inputs.blueprint_indices, inputs.masks
+        return self.network.judge_sequences(states, indices, actions, masks, hidden, gaps, parts, valid)
 
     def _trainable(self, hidden: HiddenState) -> HiddenState:
         if not any(part.is_inference() for part in hidden):

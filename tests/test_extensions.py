@@ -97,6 +97,13 @@ def test_a_policy_is_found_by_module_and_name(directory):
         make_policy("mine:other")
 
 
+def test_what_stands_inside_a_class_is_found_by_its_dotted_name(directory):
+    (directory / "inner.py").write_text("class Outer:\n    class Inner:\n        number = 3\n")
+    assert look_up("inner:Outer.Inner.number") == 3
+    with pytest.raises(ValueError, match=r"'inner:Outer.other': the module inner .* has no 'Outer.other'"):
+        look_up("inner:Outer.other")
+
+
 BLOCKS = """
 import torch
 from torch import nn

@@ -48,7 +48,9 @@ def test_compute_is_what_the_flop_counter_sees(task, episode):
     twice = training_flops(task, dataclasses.replace(episode, interval=2.0), dormant)
     assert twice == [0.0, 2 * task.steps_per_decision * a_step]
     grown = {**dormant, task.slots[0]: [("DORMANT", None, 0.0), ("TRAINING", "conv", 0.0)]}
-    assert training_flops(task, episode, grown)[1] > training_flops(task, episode, dormant)[1]
+    network = flops_of_host(task) + flops_of_seed(task, task.slots[0], "conv")
+    trained = 3 * task.steps_per_decision * task.batch_size * network
+    assert training_flops(task, episode, grown)[1] == trained + ATTRIBUTION_SAMPLES * network
 
 
 def test_nothing_is_wasted_on_a_host_alone(task, episode):

@@ -83,34 +83,77 @@ def test_reset_rows_are_in_no_sequence_and_in_no_statistic(tree_world, collected
     assert rollout.advantages.targets.abs().max() < 100
     scaler = RewardScaler([5], GAMMA, torch.device("cpu"))
     scaler.observe([rollout])
-    assert float(scaler.statistics.count) == int(rollout["valid"].sum())
+    assert float(scaler.before.count) == float(scaler.after.count) == int(rollout["valid"].sum())
     assert scaler.scale > 0.1
 
 
 @pytest.mark.parametrize("num_steps", [50, 2])
-def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sum(
+def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sums(
     mode, tree_world, random_policy, num_steps: int
 ) -> None:
-    """Summed over an episode, however many rollouts it is cut into."""
+    """Of those before a step, however many rollouts an episode is cut into, or of those after it, in the rollout."""
     envs = tree_world(3, mode)
     adapter = EnvironmentAdapter(envs)
     policy, collector, generator = random_policy(adapter), Collector(envs, adapter, num_steps), torch.Generator()
     collector.reset(policy, seed=0)
     scaler = RewardScaler([3], GAMMA, torch.device("cpu"))
-    assert scaler.scale == pytest.approx(1.0)
+    assert scaler.scale == 1.0
+    before, after, running = [], [], np.zeros(3)
     for _ in range(50 // num_steps):
-        scaler.observe([collector.collect(policy, generator, gamma=GAMMA, gae_lambda=LAMBDA)])
-    sums = []
-    for log in envs.log:
-        total = 0.0
-        for row in log:
-            if row[2] == "start":
-                total = 0.0
-                continue
-            total = GAMMA * total + row[3]
-            sums.append(total)
-    assert len(sums) == float(scaler.statistics.count)
-    assert scaler.scale == pytest.approx(1 / np.std(sums), rel=1e-4)
+        rollout = collector.collect(policy, generator, gamma=GAMMA, gae_lambda=LAMBDA)
+        scaler.observe([rollout])
+        rewards, starts, valid = (rollout[name].numpy() for name in ("rewards", "episode_starts", "valid"))
+        for t in range(num_steps):
+            running = np.where(starts[t], 0.0, running) * GAMMA + rewards[t]
+            before += list(running[valid[t]])
+        following = np.zeros(3)
+        for t in reversed(range(num_steps)):
+            following = rewards[t] + GAMMA * following
+            after += list(following[valid[t]])
+            following[starts[t]] = 0.0
+    assert len(before) == float(scaler.before.count)
+    assert scaler.scale == pytest.approx(1 / max(np.std(before), np.std(after)), rel=1e-4)
+
+
+class Late(gym.Env):
+    """200 steps without a reward, after which one episode in four gives 0.3."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.pays = 0, self.np_random.random() < 0.25
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        ends = self.steps == 200
+        return np.zeros(1, np.float32), 0.3 * (ends and self.pays), ends, False, {}
+
+
+def test_returns_are_of_order_one_where_a_reward_is_late_and_rare(random_policy) -> None:
+    """Seen from behind, rewards are 0 but for the last step of an episode, and would be scaled to returns of 16."""
+    envs = gym.vector.SyncVectorEnv([Late] * 8, autoreset_mode=AutoresetMode.SAME_STEP)
+    adapter = EnvironmentAdapter(envs)
+    collector, scaler = Collector(envs, adapter, 400), RewardScaler([8], 0.99, torch.device("cpu"))
+    policy = random_policy(adapter)
+    collector.reset(policy, seed=0)
+    scaler.observe([collector.collect(policy, torch.Generator(), gamma=0.99, gae_lambda=1.0)])
+    rollout = collector.collect(policy, torch.Generator(), gamma=0.99, gae_lambda=1.0, reward_scale=scaler.scale)
+    assert rollout["rewards"].gt(0).any()
+    assert rollout.advantages.targets.abs().max() < 8
+    assert 0.5 < rollout.advantages.targets.std() < 2
+
+
+def test_while_nothing_was_ever_paid_rewards_are_left_as_they_are(random_policy) -> None:
+    envs = gym.vector.SyncVectorEnv([Endless] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    adapter = EnvironmentAdapter(envs)
+    collector, scaler = Collector(envs, adapter, 5), RewardScaler([2], GAMMA, torch.device("cpu"))
+    policy = random_policy(adapter)
+    collector.reset(policy, seed=0)
+    scaler.observe([collector.collect(policy, torch.Generator(), gamma=GAMMA, gae_lambda=LAMBDA)])
+    assert scaler.before.count > 0
+    assert scaler.scale == 1.0
 
 
 class Endless(gym.Env):

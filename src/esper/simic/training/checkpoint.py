@@ -17,7 +17,7 @@ from esper.tamiyo.policy.lstm_bundle import POLICY, POLICY_FILE, LSTMPolicyBundl
 
 STATE_FILE = "state.safetensors"
 
-STATE = Format("esper_state", 4, "the state of a training run")
+STATE = Format("esper_state", 5, "the state of a training run")
 
 _TENSOR, _ARRAY, _TUPLE, _ITEMS = "$tensor", "$array", "$tuple", "$items"
 

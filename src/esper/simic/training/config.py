@@ -35,7 +35,8 @@ class TrainConfig:
     """Parts of the observation, by their paths, whose features ``normalize_observations`` is about; those of others are
     read as they are. ``None``: all."""
     normalize_rewards: bool = True
-    """Divide rewards by the running deviation of the discounted return, so that returns stay within about ±10."""
+    """Divide rewards by the running deviation of their discounted sums, so that returns are of order one
+    (:class:`~esper.simic.training.reward_scaling.RewardScaler`)."""
     paired: bool = False
     """The rows of a vector environment share their luck (the same episode in each): an advantage is taken over the mean
     of the other rows' at the same step, :func:`esper.simic.advantages.mean_of_others`."""

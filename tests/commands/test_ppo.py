@@ -115,6 +115,7 @@ def test_arguments_and_wrappers_reach_every_copy_and_are_the_runs_for_life(regis
     assert described.environment == ("Cells-v0(name='fancy', size=4) in FlattenObservation, TimeAwareObservation")
     assert described.network.state_dim == 13
     assert call(*run, "--evaluate-only", "--best") == "return 3 ± 0 over 3 episodes\n"
+    assert call(*run, "--evaluate-only", "--best", "--episodes", "1") == "return 3 over 1 episode\n"
     for other in (["--env-arg", "size=5"], ["--wrapper", flat]):
         with pytest.raises(ValueError, match="is to be resumed on Cells-v0"):
             call(*run, *other, "--resume")

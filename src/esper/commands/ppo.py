@@ -120,7 +120,9 @@ class PPOCommand:
             result = evaluate(
                 policy, envs, episodes=self.episodes, seed=self.train.seed + 1, deterministic=not self.sample
             )
-        console.print(f"return {result.mean_return:.4g} ± {result.standard_error:.2g} over {self.episodes} episodes")
+        played = "1 episode" if self.episodes == 1 else f"{self.episodes} episodes"
+        error = "" if self.episodes == 1 else f" ± {result.standard_error:.2g}"  # nothing is known of it
+        console.print(f"return {result.mean_return:.4g}{error} over {played}")
 
     def _record(self, policy: LSTMPolicyBundle, directory: Path, console: Console) -> None:
         modes = self._called(lambda **arguments: gym.make(imported(self.env), **arguments)).metadata["render_modes"]

@@ -40,6 +40,7 @@ RANKS = {
     "tracking": 0,
     "auditions": 0,
     "cluster": 0,
+    "modes": 0,
     "workers": 1,
     "programs": 1,
     "tasks": 1,

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import esper
 from esper.growth.evaluate import checked
+from esper.modes import modes_kept
 from esper.network.history import History
-from esper.network.modes import modes_kept
 from esper.tasks import CharLM
 from growing import Loop
 

@@ -47,6 +47,19 @@ def test_trying_it_moves_neither_its_statistics_nor_the_random_state():
     assert all(map(torch.equal, host.state_dict().values(), expected.state_dict().values()))
 
 
+def test_what_is_frozen_in_it_stays_frozen():
+    """A normalisation that was set to evaluation, as of a pretrained part."""
+
+    def frozen(x, outputs):
+        host = two_layers(x, outputs)
+        host[1].eval()
+        return host
+
+    register_host(frozen)
+    host = Rehosted(get_task("wine"), "frozen").build_host()
+    assert [module.training for module in host] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("builder", "message"),
     [

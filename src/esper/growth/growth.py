@@ -36,10 +36,10 @@ from esper.growth.summary import slots_table, summary
 from esper.growth.tally import seed_lives, what_was_seen
 from esper.growth.undo import all_or_nothing, keep_state
 from esper.lifecycle import Stage
+from esper.modes import modes_kept
 from esper.network.governor import Governor, Snapshot
 from esper.network.growing_network import Event, GrowingNetwork
 from esper.network.history import History
-from esper.network.modes import modes_kept
 from esper.network.optimizer import ParamGroup, guard_loading, learning_rate
 from esper.network.propose import propose_slots
 from esper.network.seed import Seed

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.network.modes import modes_kept
+from esper.modes import modes_kept
 
 TOLERANCE = 1e-6
 """A change smaller than this, relative to the largest value of its kind, is rounding."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.extensions import Registry, look_up
+from esper.modes import modes_kept
 from esper.tasks.task import Splits, Task
 
 HostBuilder = Callable[..., nn.Module]
@@ -95,16 +96,13 @@ class Rehosted(Task):
         return host
 
     def _check_output(self, host: nn.Module, x: Tensor, expected: list[int]) -> None:
-        was_training = host.training
         try:
-            with torch.no_grad():
+            with torch.no_grad(), modes_kept(host):
                 output = host.eval()(x)
         except Exception as error:
             raise ValueError(
                 f"host '{self._host}' failed on two inputs, {list(x.shape)} {x.dtype}: {type(error).__name__}: {error}"
             ) from error
-        finally:
-            host.train(was_training)
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape != expected:
             raise ValueError(

@@ -160,6 +160,12 @@ def test_an_encoder_that_does_not_fit_is_named(module: nn.Module, message: str |
             PartEncoder(PARTS[2:], 12, {"sound": module})
 
 
+def test_what_is_frozen_in_an_encoder_stays_frozen() -> None:
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4).eval())
+    PartEncoder(PARTS[2:], 12, {"sound": module})
+    assert [each.training for each in module] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

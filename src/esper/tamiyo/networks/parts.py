@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esper.modes import modes_kept
 from esper.tamiyo.networks.initialization import HIDDEN_GAIN, linear
 
 PartKind = Literal["image", "indices", "own"]
@@ -117,10 +118,8 @@ class OwnEncoder(nn.Module):
     def __init__(self, part: Part, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        trains = module.training
-        with torch.no_grad():
+        with torch.no_grad(), modes_kept(module):
             shown = module.eval()(torch.zeros(2, *part.shape))
-        module.train(trains)
         if not isinstance(shown, Tensor) or shown.ndim != 2 or len(shown) != 2:
             got = list(shown.shape) if isinstance(shown, Tensor) else type(shown).__name__
             raise ValueError(

@@ -164,14 +164,14 @@ def test_the_run_waits_for_its_thread_however_it_ends(tree_world, tmp_path: Path
 def test_rows_tell_that_it_is_on_and_what_was_waited_for(tree_world) -> None:
     class Slow(Callback):
         def on_step(self) -> None:
-            time.sleep(0.004)
+            time.sleep(0.02)
 
     result = train(tree_world(4, AutoresetMode.SAME_STEP), config=config(updates=3), callback=Slow())
     assert [row["staleness"] for row in result.metrics] == [0, 1, 1]
     for row in result.metrics:
         whole = row["seconds/waiting"] + row["seconds/update"]
         assert row["steps_per_second"] == pytest.approx(4 * 8 / whole)
-        assert row["seconds/copy"] > 0.004 * 8 > row["processor_seconds/copy"]
+        assert row["seconds/copy"] > 0.02 * 8 > row["processor_seconds/copy"]
     first, second, _ = result.metrics
     collecting = sum(second[f"seconds/{phase}"] for phase in PHASES if phase != "update")
     assert second["seconds/waiting"] + 0.5 * first["seconds/update"] < collecting

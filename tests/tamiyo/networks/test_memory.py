@@ -140,6 +140,10 @@ def test_the_critic_remembers_as_it_is_told_to(memory: Any, critic_memory: Any) 
         ({"critic_memory": "own"}, "critic_memory: expected one of"),
         ({"memory": "none", "critic_memory": "separate"}, "critic_memory='separate' needs a kind of memory"),
         ({"memory_layers": 0}, "memory_layers: expected 1 to 64, got 0"),
+        ({"hidden_dim": 0}, "hidden_dim: expected a size of 1 or more, got 0"),
+        ({"head_dim": 0}, "head_dim: expected a size of 1 or more, got 0"),
+        ({"slot_dim": -1}, "slot_dim: expected a size of 1 or more, got -1"),
+        ({"part_dim": 0}, "part_dim: expected a size of 1 or more, got 0"),
         ({"policy_layers": (8, 0)}, r"policy_layers: expected sizes of 1 or more, got \(8, 0\)"),
     ],
 )

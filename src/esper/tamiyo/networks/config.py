@@ -122,6 +122,9 @@ class NetworkConfig(NetworkOptions):
             raise ValueError("critic_memory='separate' needs a kind of memory, got memory='none'; give 'lstm' or 'gru'")
         if not 1 <= self.memory_layers <= _MOST_LAYERS:
             raise ValueError(f"memory_layers: expected 1 to {_MOST_LAYERS}, got {self.memory_layers}")
+        for name in ("hidden_dim", "head_dim", "slot_dim", "part_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a size of 1 or more, got {getattr(self, name)}")
         for name in ("encoder_layers", "policy_layers", "critic_layers"):
             if any(size < 1 for size in getattr(self, name)):
                 raise ValueError(f"{name}: expected sizes of 1 or more, got {getattr(self, name)}")

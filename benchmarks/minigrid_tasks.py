@@ -46,7 +46,7 @@ TASKS = (
         "MiniGrid-DoorKey-5x5-v0",
         steps=100_000,
         ppo=PPOConfig(learning_rate="linear:1e-3", minibatches=8, entropy_coefficient=0.01),
-        published="0.97 ± 0.01, PPO of RL Zoo after 100,000 steps",
+        published="0.97, PPO of RL Zoo after 100,000 steps",
     ),
     Task(
         "MiniGrid-MemoryS7-v0",

@@ -21,6 +21,8 @@ from esper.tamiyo.networks.initialization import HIDDEN_GAIN, linear
 PartKind = Literal["image", "indices", "own"]
 
 _LARGEST_MAP, _LARGE_SIDE = 8, 32
+_KERNELS = {1: (3, 1), 2: (3, 1), 4: (8, 3)}
+"""Stride → kernel and padding: kernels overlap, and the last one reaches the end, so that every pixel is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,7 @@ class ImageEncoder(nn.Module):
             layers += [_convolution(channels, width, strides), nn.ReLU(inplace=True)]
             if len(layers) == 2:
                 layers.insert(1, nn.GroupNorm(1, width))
-            of_sides = zip(sides, strides, strict=True)
-            sides = [(side + 2) // 4 if step == 4 else -(-side // step) for side, step in of_sides]
+            sides = [_after(side, stride) for side, stride in zip(sides, strides, strict=True)]
             channels, width = width, 64
         layers += [_convolution(channels, width, [1, 1]), nn.ReLU(inplace=True), nn.Flatten()]
         self.layers = nn.Sequential(*layers, linear(width * math.prod(sides), size, HIDDEN_GAIN), nn.ReLU())
@@ -192,10 +193,15 @@ class PartEncoder(nn.Module):
         return encoded_ME.new_zeros(len(valid_N), self.size).index_put((valid_N,), encoded_ME)
 
 
+def _after(side: int, stride: int) -> int:
+    """What a convolution leaves of a side."""
+    kernel, padding = _KERNELS[stride]
+    return (side + 2 * padding - kernel) // stride + 1
+
+
 def _convolution(channels: int, width: int, strides: Sequence[int]) -> nn.Conv2d:
-    """One that sees every pixel: kernels of 8, or of 3, that overlap, padded so that the last reaches the end."""
-    kernel, padding = [8 if step == 4 else 3 for step in strides], [3 if step == 4 else 1 for step in strides]
-    layer = nn.Conv2d(channels, width, (kernel[0], kernel[1]), (strides[0], strides[1]), (padding[0], padding[1]))
+    (height, above), (breadth, beside) = (_KERNELS[stride] for stride in strides)
+    layer = nn.Conv2d(channels, width, (height, breadth), (strides[0], strides[1]), (above, beside))
     nn.init.orthogonal_(layer.weight, HIDDEN_GAIN)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

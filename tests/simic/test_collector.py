@@ -112,6 +112,8 @@ def test_rewards_are_scaled_by_the_deviation_of_their_discounted_sums(
             after += list(following[valid[t]])
             following[starts[t]] = 0.0
     assert len(before) == float(scaler.before.count)
+    assert float(scaler.before.var) == pytest.approx(np.var(before), rel=1e-4)
+    assert float(scaler.after.var) == pytest.approx(np.var(after), rel=1e-4)
     assert scaler.scale == pytest.approx(1 / max(np.std(before), np.std(after)), rel=1e-4)
 
 

@@ -178,6 +178,17 @@ def test_the_gradient_does_not_depend_on_the_layout(tree_world, collected, mode)
     torch.testing.assert_close(gradient([everything]), gradient(list(everything[:, None])), atol=1e-5, rtol=1e-4)
 
 
+def test_an_update_says_which_rows_are_padding(tree_world, collected, mode, monkeypatch) -> None:
+    """So that no encoder sees them."""
+    policy, rollout, _ = collected(tree_world(5, mode), 40)
+    (batch,) = next(iter(minibatches([rollout], 1))).values()
+    judge, said = policy.judge_sequences, []
+    monkeypatch.setattr(policy, "judge_sequences", lambda *given: said.append(given[-1]) or judge(*given))
+    ppo._terms(policy, batch, AdvantageScale.none(), clip=0.2)
+    assert not batch.valid.all()
+    assert torch.equal(said[0], batch.valid)
+
+
 def test_a_head_that_no_action_uses_gets_exactly_no_gradient(tree_world, collected, mode) -> None:
     policy, rollout, _ = collected(tree_world(5, mode), 20)
     rollout["actions"][..., 0].clamp_(max=1)  # nobody throws: "force" is unused

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from episodes import play, quick_task
+from esper import Growth
 from esper.actions import BLUEPRINT_NAMES, Decision
 from esper.env.growth_env import GrowthVectorEnv
 from esper.env.reward import RewardConfig
@@ -39,6 +42,26 @@ def test_the_fixed_schedule_fills_every_slot_and_keeps_it(env):
         assert {slot.stage for slot in report.reading.slots} == {Stage.FOSSILIZED}
         if report.reading.slots[0].kind == "image":
             assert {BLUEPRINT_NAMES[slot.blueprint] for slot in report.reading.slots} == {"conv"}
+
+
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.25, 3), (0.3, 4), (0.5, 6), (0.99, None)])
+def test_a_schedule_may_begin_late(env, start, first):
+    _, actions = play(env, FixedSchedulePolicy("conv", start=start))
+    ops = np.array([action["op"] for action in actions])  # [T, K]
+    came = np.flatnonzero((ops == Op.GERMINATE).all(axis=1)).tolist()
+    assert came[:1] == ([] if first is None else [first])
+    assert (ops[:first] == Op.WAIT).all()
+
+
+def test_a_share_of_a_run_needs_its_length():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    policy = FixedSchedulePolicy("mlp", start=0.5)
+    growth = Growth(model, optimizer, slots=["1"], example_input=torch.zeros(1, 4), policy=policy)
+    with pytest.raises(ValueError, match="give Growth its horizon"):
+        growth.step(lambda: (1.0, 0.5))
+    with pytest.raises(ValueError, match="start: expected a share of the run from 0 to below 1, got 1"):
+        FixedSchedulePolicy(start=1)
 
 
 def test_the_heuristic_keeps_nothing_that_does_not_pay(env):

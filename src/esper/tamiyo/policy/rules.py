@@ -43,20 +43,30 @@ class RandomPolicy(RulePolicy):
 
 
 class FixedSchedulePolicy(RulePolicy):
-    """The same growth whatever happens: one blueprint into every slot from the start, blended in, kept.
+    """The same growth whatever happens: one blueprint into every slot, blended in, kept.
 
     Args:
         blueprint: Name of the blueprint; where it does not fit or is too large, the largest allowed one that does.
         training_decisions: Decisions a seed trains in isolation before it is blended in.
+        start: Share of the run, from 0 to below 1, after which slots are filled. What comes later costs less compute.
+
+    Raises:
+        ValueError: For another ``start``; while it decides, for one above 0 in a run of unknown length.
     """
 
-    def __init__(self, blueprint: str = "conv", training_decisions: int = 1) -> None:
+    def __init__(self, blueprint: str = "conv", training_decisions: int = 1, start: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= start < 1:
+            raise ValueError(f"start: expected a share of the run from 0 to below 1, got {start}")
         self.blueprint = ALL_BLUEPRINTS.index(blueprint)
         self.training_decisions = training_decisions
+        self.start = start
 
     def decide(self, run: RunView) -> Decision:
         """Advance what has trained long enough, then germinate, then fossilise."""
+        if self._too_early(run):
+            run.reason = f"this schedule begins after {self.start:.0%} of the run"
+            return Decision()
         for slot in run.slots_allowing(Op.GERMINATE):
             fitting = run.blueprints_for(slot)
             blueprint = self.blueprint if self.blueprint in fitting else fitting[-1]
@@ -69,6 +79,16 @@ class FixedSchedulePolicy(RulePolicy):
                 return Decision(Op.ADVANCE, slot, tempo=_FAST, alpha_target=_FULL)
         run.reason = "this rule keeps every seed"
         return run.first_allowed(Op.FOSSILIZE) or _nothing_to_do(run)
+
+    def _too_early(self, run: RunView) -> bool:
+        if self.start == 0:
+            return False
+        progress = run.observation["progress"]
+        if progress is None:
+            raise ValueError(
+                f"start={self.start} is a share of the run, whose length nobody has said: give Growth its horizon"
+            )
+        return progress < self.start - 1e-6  # what is observed is rounded
 
 
 _FROM_THE_LARGEST = ("conv_large", "conv", "depthwise", "gated_mlp", "mlp", "lora")

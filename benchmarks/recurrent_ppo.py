@@ -1,6 +1,7 @@
 """Recurrent PPO side by side with sb3-contrib's, on the same environment, hyper-parameters and sizes.
 
     python benchmarks/recurrent_ppo.py                  # speed and learning, one and two threads
+    python benchmarks/recurrent_ppo.py --threads 1 --processes 2   # two runs of each library at a time
     python benchmarks/recurrent_ppo.py --profile        # where the time goes, the rate of the update, a rollout step
     python benchmarks/recurrent_ppo.py --compile        # whether torch.compile pays in the update
 
@@ -63,6 +64,8 @@ class Options:
     """Of both libraries."""
     threads: tuple[int, ...] = (1, 2)
     """Numbers of PyTorch threads to compare."""
+    processes: int = 1
+    """Runs of each library at the same time, as in a study of several seeds; steps/s are those of all of them."""
     output: Path | None = None
     """Where to write the results as JSON."""
     profile: bool = False
@@ -173,42 +176,56 @@ def compare(options: Options) -> None:
     """A table of medians for each number of threads, and a file of them."""
     results = []
     for threads in options.threads:
-        runs = [in_turns(seed, threads, options.updates) for seed in options.seeds]
-        rows = {name: summary([run[name] for run in runs]) for name in LIBRARIES}
-        title = f"{threads} thread(s), seeds {options.seeds}, {options.updates} updates, torch {torch.__version__}"
+        turns = [in_turns(seed, threads, options.updates, options.processes) for seed in options.seeds]
+        rows = {name: summary([run for turn in turns for run in turn[name]], options.processes) for name in LIBRARIES}
+        title = (
+            f"{options.processes} process(es), {threads} thread(s) each, seeds {options.seeds}, {options.updates} "
+            f"updates, torch {torch.__version__}"
+        )
         Console(width=140).print(table_of(rows, title))
         results.append({"threads": threads, **rows})
     if options.output is not None:
         settings = {"updates": options.updates, "seeds": options.seeds, "torch": torch.__version__}
+        settings["processes"] = options.processes
         options.output.write_text(json.dumps({**settings, "results": results}, indent=2) + "\n")
 
 
-def in_turns(seed: int, threads: int, updates: int) -> dict[str, list[Row]]:
-    """Rows of both libraries, which work one at a time."""
+def in_turns(seed: int, threads: int, updates: int, processes: int) -> dict[str, list[list[Row]]]:
+    """Rows of every run of each library; one library works at a time, in so many processes."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    children = {}
-    for name in LIBRARIES:
-        command = [sys.executable, __file__, "--only", name, "--updates", str(updates), "--seeds", str(seed)]
-        children[name] = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+
+    def start(name: Library, number: int) -> subprocess.Popen[str]:
+        options = ["--only", name, "--updates", str(updates), "--seeds", str(seed + 1000 * number)]
+        return subprocess.Popen(
+            [sys.executable, __file__, *options],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-    rows: dict[str, list[Row]] = {name: [] for name in LIBRARIES}
-    for _ in range(updates):
-        for name, child in children.items():
-            if rows[name]:
-                print(file=child.stdin, flush=True)
-            rows[name].append(json.loads(child.stdout.readline()))
-    for child in children.values():
-        child.communicate("\n")
+
+    children = {name: [start(name, number) for number in range(processes)] for name in LIBRARIES}
+    rows: dict[str, list[list[Row]]] = {name: [[] for _ in range(processes)] for name in LIBRARIES}
+    for update in range(updates):
+        for name, runs in children.items():
+            if update:
+                for run in runs:
+                    print(file=run.stdin, flush=True)
+            for run, found in zip(runs, rows[name], strict=True):
+                assert run.stdout is not None
+                found.append(json.loads(run.stdout.readline()))
+    for runs in children.values():
+        for run in runs:
+            run.communicate("\n")
     return rows
 
 
-def summary(runs: list[list[Row]]) -> Row:
-    """Medians of the times over the updates of all runs, and the mean return at their ends."""
+def summary(runs: list[list[Row]], processes: int) -> Row:
+    """Medians of the times over the updates of all runs, steps of all processes a second, and the mean last return."""
     timed = [row for run in runs for row in run[WARM_UP:]]
     row = {name: float(np.median([row[name] for row in timed])) for name in timed[0] if name != "return"}
     for kind in ("", "/cpu"):
-        row[f"steps_per_second{kind}"] = STEPS_PER_UPDATE / (row[f"collect{kind}"] + row[f"update{kind}"])
+        row[f"steps_per_second{kind}"] = processes * STEPS_PER_UPDATE / (row[f"collect{kind}"] + row[f"update{kind}"])
     row["return"] = float(np.mean([run[-1]["return"] for run in runs]))
     return row
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from esper.simic import TrainConfig
+from esper.simic.ppo import PPOConfig, make_optimizer, update
 from esper.simic.spaces import EnvironmentAdapter
 from esper.simic.training.collector import Collector, Interrupted
 from esper.simic.training.reward_scaling import RewardScaler
@@ -181,6 +183,28 @@ def collect_from(env: Endless, random_policy, **options) -> None:
     collector = Collector(envs, adapter, 3)
     collector.reset(policy, 0)
     collector.collect(policy, torch.Generator(), gamma=1.0, gae_lambda=1.0, **options)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_numbers_are_drawn_with_noise_that_is_as_persistent_as_asked(random_policy, correlation: float) -> None:
+    envs = gym.make_vec("Pendulum-v1", 16, vectorization_mode="sync")
+    adapter = EnvironmentAdapter(envs)
+    policy, collector = random_policy(adapter), Collector(envs, adapter, 400, noise_correlation=correlation)
+    collector.reset(policy, 0)
+    rollout = collector.collect(policy, torch.Generator().manual_seed(1), gamma=0.9, gae_lambda=0.9)
+    torques = rollout["actions"][..., 0].numpy()  # [T, K], the mean moves slowly
+    found = np.corrcoef(torques[1:].ravel(), torques[:-1].ravel())[0, 1]
+    assert found == pytest.approx(correlation, abs=0.1)
+    metrics = update(policy, make_optimizer(policy, PPOConfig()), [rollout], PPOConfig())
+    assert metrics["first_ratio_error/action"] < 1e-5
+
+
+def test_noise_is_not_correlated_where_nothing_is_a_number() -> None:
+    envs = gym.make_vec("CartPole-v1", 2)
+    with pytest.raises(ValueError, match=r"noise_correlation=0.5 is about numbers .* action space Discrete\(2\)"):
+        Collector(envs, EnvironmentAdapter(envs), 4, noise_correlation=0.5)
+    with pytest.raises(ValueError, match="noise_correlation: expected a number from 0 to below 1, got 1"):
+        TrainConfig(noise_correlation=1.0)
 
 
 def test_what_is_not_finite_is_refused_by_name(random_policy) -> None:

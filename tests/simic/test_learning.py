@@ -340,31 +340,18 @@ class CarPosition(gym.wrappers.TransformObservation):
         super().__init__(env, lambda observation: observation[:1], spaces.Box(-1.2, 0.6, (1,), np.float32))
 
 
-class Held(gym.Wrapper):
-    """Each action is held for eight steps."""
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        total = 0.0
-        for _ in range(8):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, info
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mountain_car_continuous_without_velocity_is_driven_up(seed: int) -> None:
     """Who stands still gets 0; the goal is worth 100, less what driving there costs.
 
-    With an action drawn anew at every step the goal is hardly ever found, and then it is luck.
+    With noise drawn anew at every step the goal is hardly ever found, and then it is luck.
     """
-    envs = make_envs("MountainCarContinuous-v0", 16, wrappers=[CarPosition, Held])
-    ppo = PPOConfig(learning_rate="linear:1e-3", gamma=0.999, epochs=8, minibatches=8, max_sequence_length=64)
-    network = NetworkOptions(hidden_dim=64, head_dim=64)
-    policy = train(envs, config=TrainConfig(seed=seed, total_steps=60_000, ppo=ppo, network=network)).policy
-    assert evaluate(policy, envs, episodes=50, seed=1).mean_return > 90
+    envs = make_envs("MountainCarContinuous-v0", 16, wrappers=[CarPosition])
+    ppo = PPOConfig(learning_rate="linear:1e-3", minibatches=8, entropy_coefficient=0.0)
+    config = TrainConfig(seed=seed, total_steps=60_000, num_steps=256, noise_correlation=0.9, ppo=ppo)
+    policy = train(envs, config=config).policy
+    assert evaluate(policy, envs, episodes=50, seed=1).mean_return > 91.2  # published, by noise that hangs on the state
 
 
 def copies(make: Callable[[], gym.Env], *, masked: bool = True) -> VectorEnv:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from esper.heads import Head, HeadTable
 from esper.tamiyo.networks import Evaluation, FactoredRecurrentActorCritic, NetworkConfig
+from esper.tamiyo.networks.action_tree import correlate, noise_for
 from esper.tamiyo.networks.distributions import Bernoullis, SquashedGaussian
 
 HYBRID = HeadTable(
@@ -268,3 +269,19 @@ def test_a_table_says_what_may_not_be_a_parent() -> None:
     with pytest.raises(ValueError, match=r"expected a kind of .* got 'beta'"):
         HeadTable([Head("x", 2, kind="beta")])  # type: ignore[arg-type]
     assert HeadTable.from_json(HYBRID.to_json()) == HYBRID
+
+
+def test_correlated_noise_is_standard_normal_at_every_step() -> None:
+    """Whoever looks at one step cannot tell: so the log-probability of a choice is that of its head."""
+    heads = HeadTable([Head("verb", 3), Head("aim", 2, kind="gaussian"), Head("bits", 2, kind="bernoulli")])
+    independent = noise_for(heads, 0, (6, 200_000), torch.device("cpu"), torch.Generator().manual_seed(0))
+    noise = correlate(independent, heads, 0.8)
+    for name in ("verb", "bits"):
+        assert torch.equal(noise[name], independent[name])
+    aim = noise["aim"].double()
+    torch.testing.assert_close(aim.mean(1), torch.zeros(6, 2).double(), atol=0.01, rtol=0)
+    torch.testing.assert_close(aim.std(1), torch.ones(6, 2).double(), atol=0.01, rtol=0)
+    for distance in (1, 2, 5):
+        together = (aim[distance:] * aim[:-distance]).mean(1)
+        torch.testing.assert_close(together, torch.full_like(together, 0.8**distance), atol=0.015, rtol=0)
+    assert (aim[..., 0] * aim[..., 1]).mean().abs() < 0.01

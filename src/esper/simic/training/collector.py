@@ -30,7 +30,7 @@ from esper.simic.spaces import EnvironmentAdapter, autoreset_mode
 from esper.simic.training.hindsight import OTHER_OBJECTIVE, Hindsight
 from esper.simic.training.phases import Phases
 from esper.simic.training.stepping import emptied, final_values, value
-from esper.tamiyo.networks.action_tree import Noise, noise_for
+from esper.tamiyo.networks.action_tree import Noise, correlate, noise_for
 from esper.tamiyo.policy.lstm_bundle import LSTMPolicyBundle, PolicyInput
 
 EPISODE_METRICS = "episode_metrics"
@@ -74,13 +74,23 @@ class Collector:
         envs: The environments.
         adapter: Between them and the policy.
         num_steps: T, steps of one rollout.
+        noise_correlation: That of numbers, see :attr:`TrainConfig.noise_correlation`.
 
     Raises:
-        ValueError: When the environments do not say how they begin new episodes.
+        ValueError: When the environments do not say how they begin new episodes, or when noise is to be correlated and
+            no action holds numbers.
     """
 
-    def __init__(self, envs: VectorEnv, adapter: EnvironmentAdapter, num_steps: int) -> None:
+    def __init__(
+        self, envs: VectorEnv, adapter: EnvironmentAdapter, num_steps: int, *, noise_correlation: float = 0.0
+    ) -> None:
+        if noise_correlation and all(head.kind != "gaussian" for head in adapter.heads):
+            raise ValueError(
+                f"noise_correlation={noise_correlation} is about numbers (Box actions), and there are none in the "
+                f"action space {envs.single_action_space}; leave it at 0"
+            )
         self.envs, self.adapter, self.num_steps = envs, adapter, num_steps
+        self.noise_correlation = noise_correlation
         self.next_step = autoreset_mode(envs) is AutoresetMode.NEXT_STEP
         self.episodes: list[Episode] = []
         """Episodes that ended during the last rollout."""
@@ -154,6 +164,8 @@ class Collector:
         """What decides the draws of each step; that of the whole rollout is drawn at once."""
         adapter, rows = self.adapter, (self.num_steps, self.envs.num_envs)
         of_head = noise_for(adapter.heads, adapter.num_slots, rows, adapter.device, generator)
+        if self.noise_correlation:
+            of_head = correlate(of_head, adapter.heads, self.noise_correlation)
         steps = zip(*[x.unbind(0) for x in of_head.values()], strict=True)
         return [dict(zip(of_head, step, strict=True)) for step in steps]
 

@@ -37,6 +37,9 @@ class TrainConfig:
     normalize_rewards: bool = True
     """Divide rewards by the running deviation of their discounted sums, so that returns are of order one
     (:class:`~esper.simic.training.reward_scaling.RewardScaler`)."""
+    noise_correlation: float = 0.0
+    """Of numbers (Box actions): correlation between the noise of a step and that of the next in a rollout, from 0
+    (drawn anew every time) to below 1, see :func:`esper.tamiyo.networks.action_tree.correlate`."""
     paired: bool = False
     """The rows of a vector environment share their luck (the same episode in each): an advantage is taken over the mean
     of the other rows' at the same step, :func:`esper.simic.advantages.mean_of_others`."""
@@ -70,6 +73,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not 0 <= self.noise_correlation < 1:
+            raise ValueError(f"noise_correlation: expected a number from 0 to below 1, got {self.noise_correlation}")
         if self.stop_at_return is not None and self.eval_every is None:
             raise ValueError("stop_at_return: the return is that of an evaluation; say how often, with eval_every")
 

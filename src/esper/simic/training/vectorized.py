@@ -265,7 +265,10 @@ class Trainer:
         self.policy.network.to(device)
         watched = [] if eval_envs is None else [EnvironmentAdapter(eval_envs, heads, device, encoders)]
         self._check_alike([*adapters, *watched])
-        self.collectors = [Collector(e, a, config.num_steps) for e, a in zip(envs, adapters, strict=True)]
+        self.collectors = [
+            Collector(e, a, config.num_steps, noise_correlation=config.noise_correlation)
+            for e, a in zip(envs, adapters, strict=True)
+        ]
         self.optimizer = ppo.make_optimizer(self.policy, config.ppo)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.acting_generator = self.generator

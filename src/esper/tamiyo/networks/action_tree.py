@@ -53,6 +53,38 @@ def noise_for(
     return dict(zip((*discrete, *numbers), parts, strict=True))
 
 
+def correlate(noise: Noise, heads: HeadTable, correlation: float) -> Noise:
+    r"""Noise whose numbers stay similar from one step to the next, as exploration of a body that moves needs it.
+
+    For every Gaussian head, along the first axis,
+
+    .. math:: \epsilon_0 = \eta_0, \quad \epsilon_t = \rho \epsilon_{t-1} + \sqrt{1 - \rho^2} \eta_t
+
+    with the noise given as η. Each ε is standard normal by itself, so that the log-probability of a choice, given what
+    was seen, stays that of its head; what changes is how choices of different steps go together (Hollenstein, Martius
+    and Piater, AAAI 2024, arXiv:2312.11091, who colour the noise of PPO; this is an autoregressive process of first
+    order). Choices and bits are left as they are.
+
+    Args:
+        noise: Of T steps, ``[T, ..., n]`` for each head.
+        heads: Whose noise it is.
+        correlation: ρ, from 0 to below 1.
+
+    Example:
+        >>> heads = HeadTable((Head("push", num_choices=1, kind="gaussian"),))
+        >>> correlate({"push": torch.tensor([[1.0], [0.0], [0.0]])}, heads, 0.5)["push"].flatten()
+        tensor([1.0000, 0.5000, 0.2500])
+    """
+    result = dict(noise)
+    for head in heads:
+        if head.kind == "gaussian":
+            steps = list(noise[head.name].unbind(0))
+            for t in range(1, len(steps)):
+                steps[t] = correlation * steps[t - 1] + math.sqrt(1 - correlation**2) * steps[t]
+            result[head.name] = torch.stack(steps)
+    return result
+
+
 def sampled(noise: Noise) -> Chooser:
     """A chooser that draws from each distribution as ``noise`` decides."""
     return lambda name, distribution, used: distribution.sample(noise=noise[name])

@@ -53,13 +53,25 @@ def test_a_schedule_may_begin_late(env, start, first):
     assert (ops[:first] == Op.WAIT).all()
 
 
-def test_a_share_of_a_run_needs_its_length():
+@pytest.mark.parametrize("horizon", [None, 10])
+def test_a_share_of_a_run_needs_its_length(horizon):
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     policy = FixedSchedulePolicy("mlp", start=0.5)
-    growth = Growth(model, optimizer, slots=["1"], example_input=torch.zeros(1, 4), policy=policy)
-    with pytest.raises(ValueError, match="give Growth its horizon"):
-        growth.step(lambda: (1.0, 0.5))
+    growth = Growth(
+        model, optimizer, slots=["1"], example_input=torch.zeros(1, 4), policy=policy, budget=None, horizon=horizon
+    )
+    if horizon is None:
+        with pytest.raises(ValueError, match="give Growth its horizon"):
+            growth.step(lambda: (1.0, 0.5))
+        return
+    steps = [growth.step(lambda: (1.0, 0.5)) for _ in range(horizon)]
+    germinated = [step.decision for step in steps if "germinate" in step.decided.lower()]
+    assert germinated == [5]  # five of ten intervals are over
+    assert steps[3].why.words == "this schedule begins after 50% of the run"
+
+
+def test_a_schedule_begins_after_a_share_of_the_run():
     with pytest.raises(ValueError, match="start: expected a share of the run from 0 to below 1, got 1"):
         FixedSchedulePolicy(start=1)
 

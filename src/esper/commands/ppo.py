@@ -32,27 +32,27 @@ class PPOCommand:
     """Train a recurrent policy with PPO on any Gymnasium environment."""
 
     env: str
-    """Id of the environment; ``module:Id-v0`` imports a module first, also one in the working directory."""
+    """Id of the environment; `module:Id-v0` imports a module first, also one in the working directory."""
     env_arg: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Argument of the environment: ``key=value``, the value a Python literal or else a string. Once for each."""
+    """Argument of the environment: `key=value`, the value a Python literal or else a string. Once for each."""
     wrapper: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Wrapper around each copy, ``module:Class`` (``gymnasium.wrappers:FlattenObservation``). Once for each, the
+    """Wrapper around each copy, `module:Class` (`gymnasium.wrappers:FlattenObservation`). Once for each, the
     innermost first."""
     vectorization: Literal["auto", "sync", "async"] = "auto"
-    """Copies in this process (``sync``), in a process each (``async``), or the environment's own vectorised form where
-    there is one (``auto``)."""
+    """Copies in this process (`sync`), in a process each (`async`), or the environment's own vectorised form where
+    there is one (`auto`)."""
     ray_workers: int = 0
-    """Ray actors that step the copies, on one machine or many; results are those of ``sync``. 0 for none."""
+    """Ray actors that step the copies, on one machine or many; results are those of `sync`. 0 for none."""
     address: str | None = None
-    """Of a running Ray cluster, ``auto`` or HOST:PORT; by default one is started on this machine."""
+    """Of a running Ray cluster, `auto` or HOST:PORT; by default one is started on this machine."""
     run_dir: Path | None = None
     """Where to write config, metrics, TensorBoard events and checkpoints."""
     resume: bool = False
-    """Go on with the run in ``run_dir``."""
+    """Go on with the run in `run_dir`."""
     evaluate_only: bool = False
-    """Do not train; play with the policy in ``run_dir``."""
+    """Do not train; play with the policy in `run_dir`."""
     best: bool = False
-    """Play with the policy of the best evaluation, instead of the last one; see ``eval_every``."""
+    """Play with the policy of the best evaluation, instead of the last one; see `eval_every`."""
     episodes: int = 100
     """Episodes to play afterwards; 0 for none."""
     sample: bool = False

@@ -23,11 +23,11 @@ class Episode:
     rent: float
     """Price of a doubling of parameters, in points of score."""
     budget: int | None = None
-    """Cap on added parameters; ``None`` for no cap."""
+    """Cap on added parameters; `None` for no cap."""
     learning_rate: float = 1e-3
     """Of Adam, before the schedule."""
     schedule: str = "constant"
-    """How the learning rate moves, by name (:data:`esper.tasks.schedules.SCHEDULES`)."""
+    """How the learning rate moves, by name (`esper.tasks.schedules.SCHEDULES`)."""
     train_samples: int = 0
     """Number of training samples used; 0 for all."""
     label_noise: float = 0.0
@@ -39,9 +39,9 @@ class Episode:
     interval: float = 1.0
     """Factor on the task's number of training batches between two decisions."""
     auditions: Auditions | None = None
-    """What auditions in dormant slots; ``None`` for nothing."""
+    """What auditions in dormant slots; `None` for nothing."""
     other_rent: float | None = None
-    """Another price, drawn from the same range, at which a learner may judge the same run once more; ``None`` where the
+    """Another price, drawn from the same range, at which a learner may judge the same run once more; `None` where the
     price is not drawn."""
 
     def steps_per_decision(self, task: Task) -> int:
@@ -87,7 +87,7 @@ class Variants:
     learning_rate: Range | None = None
     """Factor on the task's learning rate."""
     schedule: tuple[str, ...] | None = None
-    """Learning-rate schedules of which each episode draws one; ``None`` keeps the task's."""
+    """Learning-rate schedules of which each episode draws one; `None` keeps the task's."""
     train_samples: Range | None = None
     """Share of the training samples that is used, in (0, 1]."""
     label_noise: Range | None = None

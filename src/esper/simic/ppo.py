@@ -39,24 +39,24 @@ class PPOConfig:
     """How far a head's probability ratio may move from 1 before its gradient stops; a number or a schedule."""
     clip_range_vf: Schedule | None = None
     """How far a value may move from what it was at rollout time before its gradient stops, in units of the (normalised)
-    return, see :func:`squared_error`; a number or a schedule. ``None``: however far."""
+    return, see `squared_error`; a number or a schedule. `None`: however far."""
     epochs: int = 4
     """Passes over each rollout."""
     minibatches: int = 4
     """Gradient steps per pass; sequences stay whole."""
     max_sequence_length: int | None = None
     """Steps through which gradients flow back; longer sequences are cut and begin with their stored hidden state.
-    ``None``: through the whole rollout, up to an episode's start."""
+    `None`: through the whole rollout, up to an episode's start."""
     entropy_coefficient: float = 0.01
     """Weight of each head's mean entropy (nats) over the rows in which the head could matter."""
     head_entropy_coefficients: Mapping[str, float] = field(default_factory=dict)
-    """Weights for single heads, by name, in place of ``entropy_coefficient``."""
+    """Weights for single heads, by name, in place of `entropy_coefficient`."""
     value_coefficient: float = 0.5
     """Weight of the critic's squared error."""
     max_grad_norm: float = 0.5
     """The gradient is scaled down to this norm."""
     target_kl: float | None = None
-    """Stop the update when the joint policy has moved 1.5 times this far (nats per step); ``None``: never."""
+    """Stop the update when the joint policy has moved 1.5 times this far (nats per step); `None`: never."""
     normalize_advantages: bool = True
     """Give each head's advantages mean 0 and standard deviation 1 over the rows in which the head could matter, in each
     vector environment by itself: a task in which little is at stake counts as much as one in which much is."""

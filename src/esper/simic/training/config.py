@@ -20,7 +20,7 @@ class TrainConfig:
     total_steps: int = 100_000
     """Environment steps to learn from, over all environments; rounded up to whole updates."""
     updates: int | None = None
-    """Number of updates, in place of ``total_steps``."""
+    """Number of updates, in place of `total_steps`."""
     num_envs: int = 16
     """Environments side by side, when an environment is given by its id."""
     num_steps: int = 128
@@ -32,17 +32,17 @@ class TrainConfig:
     normalize_observations: bool = True
     """Shift and scale features by their running mean and deviation, when no policy is given."""
     normalize_keys: tuple[str, ...] | None = None
-    """Parts of the observation, by their paths, whose features ``normalize_observations`` is about; those of others are
-    read as they are. ``None``: all."""
+    """Parts of the observation, by their paths, whose features `normalize_observations` is about; those of others are
+    read as they are. `None`: all."""
     normalize_rewards: bool = True
     """Divide rewards by the running deviation of their discounted sums, so that returns are of order one
-    (:class:`~esper.simic.training.reward_scaling.RewardScaler`)."""
+    (`RewardScaler`)."""
     noise_correlation: float = 0.0
     """Of numbers (Box actions): correlation between the noise of a step and that of the next in a rollout, from 0
-    (drawn anew every time) to below 1, see :func:`esper.tamiyo.networks.action_tree.correlate`."""
+    (drawn anew every time) to below 1, see `esper.tamiyo.networks.action_tree.correlate`."""
     paired: bool = False
     """The rows of a vector environment share their luck (the same episode in each): an advantage is taken over the mean
-    of the other rows' at the same step, :func:`esper.simic.advantages.mean_of_others`."""
+    of the other rows' at the same step, `esper.simic.advantages.mean_of_others`."""
     overlap: bool = False
     """Collect the next rollout while learning from the last one. It is acted by a copy of the policy as it was before
     that update, so that its data are one update old."""
@@ -50,15 +50,15 @@ class TrainConfig:
     """Updates between two checkpoints; there is always one of the last update."""
     eval_every: int | None = None
     """Updates between two evaluations on environments of their own; there is one of the last update, too. The best
-    policy is kept in ``best/`` of the run directory. ``None``: none."""
+    policy is kept in `best/` of the run directory. `None`: none."""
     eval_episodes: int = 20
     """Whole episodes of an evaluation, the same in each; choices are the most probable ones."""
     stop_at_return: float | None = None
     """End the run when the mean return of an evaluation is at least this."""
     track: tuple[str, ...] = ()
-    """Trackers that metrics go to, beside TensorBoard: ``wandb``, ``mlflow``, ``trackio``."""
+    """Trackers that metrics go to, beside TensorBoard: `wandb`, `mlflow`, `trackio`."""
     device: str = "cpu"
-    """Where the policy lives and learns: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` is a GPU where there is one."""
+    """Where the policy lives and learns: `cpu`, `cuda`, `cuda:1`, …; `auto` is a GPU where there is one."""
 
     def __post_init__(self) -> None:
         for name in (

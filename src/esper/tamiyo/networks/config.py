@@ -40,19 +40,19 @@ class NetworkOptions:
     part_dim: int = 128
     """Size of the encoding of a part of the observation that is no features: an image, a choice among many."""
     prospects: bool = False
-    """Read what describes the choices of a head in each slot, where the environment shows ``prospects``."""
+    """Read what describes the choices of a head in each slot, where the environment shows `prospects`."""
     memory: MemoryKind = "lstm"
-    """``none``: a feed-forward policy; hidden states are then empty, ``[0, B, H]``."""
+    """`none`: a feed-forward policy; hidden states are then empty, `[0, B, H]`."""
     memory_layers: int = 1
     """Layers of the memory, one above the other."""
     critic_memory: CriticMemory = "shared"
-    """The critic reads what the policy remembers (``shared``), has a memory of its own (``separate``), or none."""
+    """The critic reads what the policy remembers (`shared`), has a memory of its own (`separate`), or none."""
     encoder_layers: tuple[int, ...] = ()
-    """Sizes of further layers before the one of ``hidden_dim`` that feeds the memory."""
+    """Sizes of further layers before the one of `hidden_dim` that feeds the memory."""
     policy_layers: tuple[int, ...] = ()
     """Sizes of layers between the memory and the heads, which share them."""
     critic_layers: tuple[int, ...] = ()
-    """Sizes of further layers of the critic, before its one of ``head_dim``."""
+    """Sizes of further layers of the critic, before its one of `head_dim`."""
     activation: Activation = "relu"
     """Of all layers before and after the memory; slots and images have their own."""
     probability_floor: float | Mapping[str, float] = 0.0
@@ -79,24 +79,24 @@ class NetworkConfig(NetworkOptions):
     heads: HeadTable
     """The table of heads."""
     state_dim: int
-    """Length of a state with ``num_slots`` slots, D = ``run_size + slot_size·num_slots``."""
+    """Length of a state with `num_slots` slots, D = `run_size + slot_size·num_slots`."""
     parts: tuple[Part, ...] = ()
     """What comes beside the state, each part with an encoder."""
     num_slots: int = 0
-    """S for ``state_dim``; 0 leaves an ordinary recurrent policy, without slot machinery."""
+    """S for `state_dim`; 0 leaves an ordinary recurrent policy, without slot machinery."""
     slot_size: int = 0
     """Numbers about each slot, F."""
     num_blueprints: int = 0
     """Number of blueprint indices; index −1 (an empty slot) has its own embedding."""
     unknown: float | None = None
-    """The number that says in a state that something is not known; ``None``: everything is."""
+    """The number that says in a state that something is not known; `None`: everything is."""
     described_head: str | None = None
-    """The head whose choices are described in every slot by ``prospects``, a part of the observation; its parent points
-    at slots. ``None``: no choices are described."""
+    """The head whose choices are described in every slot by `prospects`, a part of the observation; its parent points
+    at slots. `None`: no choices are described."""
     prospect_size: int = 0
-    """Numbers about each of those choices in each slot, P; ``unknown`` says in them, too, what is not known."""
+    """Numbers about each of those choices in each slot, P; `unknown` says in them, too, what is not known."""
     standardize: bool = False
-    """With slots, put all numbers of a state on one scale by the statistics that the network's ``standardizer``
+    """With slots, put all numbers of a state on one scale by the statistics that the network's `standardizer`
     gathers, and the summary of the slots beside them; otherwise states are taken as they are."""
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """What growing late saves and costs: a whole transformer block in every slot, from a share of the run on.
 
-    python benchmarks/late_growth.py --tasks library_lm glyph_transformer --seeds 5
+    python benchmarks/late_growth.py --tasks library_lm glyph_transformer --seeds 5 --interval 0.5
 
 A block is a kind of seed that is registered here: attention and a perceptron, as in the hosts. The fixed schedule fills
 every slot with one, from the beginning or later (``FixedSchedulePolicy("transformer_block", start=0.5)``). Beside it
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,6 @@ from esper.network.blueprints import BLUEPRINTS, SlotSpec
 from esper.tamiyo.policy.protocol import Policy
 from esper.tamiyo.policy.rules import FixedSchedulePolicy, WaitPolicy
 from esper.tasks import Task, get_task
-
-STARTS = (0.0, 0.25, 0.5, 0.75)
 
 
 @esper.register_blueprint
@@ -61,13 +59,16 @@ class Runs:
     Args:
         task: What is learned.
         schedule: How the learning rate moves.
+        interval: Length of the time between two decisions, of the task's own; there are as many more decisions.
         seeds: Paired episodes of every arm.
         path: Of the file, shared by all tasks.
     """
 
-    def __init__(self, task: Task, schedule: str, seeds: int, path: Path) -> None:
+    def __init__(self, task: Task, schedule: str, interval: float, seeds: int, path: Path) -> None:
         self.task, self.path = task, path
-        self.variants = Variants(schedule=(schedule,))
+        decisions = round(task.horizon / interval)
+        self.conditions = f"{task.name}, {schedule}, {decisions} decisions"
+        self.variants = Variants(schedule=(schedule,), horizon=(decisions, decisions), interval=(interval, interval))
         self.seeds = evaluation_seeds(seeds, seed=14, purpose="test")
         self.found = json.loads(path.read_text()) if path.is_file() else {}
 
@@ -75,7 +76,7 @@ class Runs:
         """One result per seed."""
         results = []
         for seed in self.seeds:
-            key = f"{self.task.name}, {self.variants.schedule}, {name}, {seed}"
+            key = f"{self.conditions}, {name}, {seed}"
             if key not in self.found:
                 self.found[key] = run(seed).to_json()
                 write_json_atomic(self.path, self.found)
@@ -105,7 +106,7 @@ class Runs:
         return self.arm(name, run)
 
 
-def table(runs: Runs) -> None:
+def table(runs: Runs, starts: Sequence[float]) -> None:
     """Print a row per arm."""
     deep = runs.from_scratch("from scratch")
     most = deep[0].train_flops[-1]
@@ -124,7 +125,7 @@ def table(runs: Runs) -> None:
 
     row("from scratch", deep)
     row("host alone", runs.steered("host alone", WaitPolicy()))
-    for start in STARTS:
+    for start in starts:
         late = runs.steered(f"grown from {start:.0%} on", FixedSchedulePolicy(TransformerBlock.name, start=start))
         row(late[0].arm, late)
         if start:
@@ -138,13 +139,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", default=["library_lm", "glyph_transformer"])
     parser.add_argument("--schedule", default="warmup-stable-decay")
+    parser.add_argument("--interval", type=float, default=1.0, help="a multiple of 0.5, of the task's own")
+    parser.add_argument("--starts", nargs="+", type=float, default=[0.0, 0.25, 0.5, 0.75])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("late_growth.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| task | arm | test score, % | less that from scratch | FLOPs saved |\n" + "|---" * 5 + "|")
     for task in options.tasks:
-        table(Runs(get_task(task), options.schedule, options.seeds, options.out))
+        table(Runs(get_task(task), options.schedule, options.interval, options.seeds, options.out), options.starts)
 
 
 if __name__ == "__main__":

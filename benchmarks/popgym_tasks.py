@@ -6,7 +6,9 @@
 
 POPGym (Morad et al. 2023, https://openreview.net/forum?id=chDrutUTs0K) trains PPO with 13 kinds of memory for 15 M
 steps and reports the best mean episodic return of the training (MMER), the mean of 3 seeds. Its environments, and its
-wrapper that adds the previous action to the observation, are used as they are; ours sees far fewer steps.
+wrapper that adds the previous action to the observation, are used as they are; ours sees far fewer steps. A best of
+many updates counts the luck of the few episodes that end in one, so the mean of the last tenth of the training stands
+beside it.
 """
 
 from __future__ import annotations
@@ -87,10 +89,11 @@ def environment(name: str, difficulty: str, task: Task) -> Callable[[], gym.Env]
     return lambda: Flatten(PreviousAction(cls()))
 
 
-def run(make: Callable[[], gym.Env], task: Task, seed: int, steps: int) -> tuple[float, int, float]:
-    """Best mean episodic return, the step at which it was first within 0.01 of the published one (or −1), and seconds.
+def run(make: Callable[[], gym.Env], task: Task, seed: int, steps: int) -> tuple[float, float, int, float]:
+    """Best mean episodic return, that of the last tenth, the step of a return near the published one, and seconds.
 
-    As in the paper, the return of an update is the mean over the episodes that ended in its rollout.
+    Near is within 0.01, and −1 stands for never. As in the paper, the return of an update is the mean over the episodes
+    that ended in its rollout.
     """
     envs = SyncVectorEnv([make] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
     began = time.perf_counter()
@@ -99,7 +102,8 @@ def run(make: Callable[[], gym.Env], task: Task, seed: int, steps: int) -> tuple
     returns = np.array([row["return"] for row in rows])
     reached = np.flatnonzero(returns >= task.published - 0.01)
     first = int(rows[reached[0]]["env_steps"]) if len(reached) else -1
-    return float(np.nanmax(returns)), first, time.perf_counter() - began
+    last = float(np.nanmean(returns[-(len(returns) // 10) :]))
+    return float(np.nanmax(returns)), last, first, time.perf_counter() - began
 
 
 def main(options: Options) -> None:
@@ -113,28 +117,40 @@ def main(options: Options) -> None:
         task = tasks[name]
         steps = int(task.steps * options.share)
         make = environment(name, options.difficulty, task)
-        best, reached, seconds = [], [], []
+        best, last, reached, seconds = [], [], [], []
         for seed in options.seeds:
             result = run(make, task, seed, steps)
-            for column, value in zip((best, reached, seconds), result, strict=True):
+            for column, value in zip((best, last, reached, seconds), result, strict=True):
                 column.append(value)
-            console.print(f"{name} {options.difficulty}, seed {seed}: {result[0]:.3f} in {result[2]:.0f} s")
+            what = f"{name} {options.difficulty}, seed {seed}"
+            console.print(f"{what}: {result[0]:.3f}, at the end {result[1]:.3f}, {result[3]:.0f} s")
         records.append(
             {"task": name, "difficulty": options.difficulty, "published": task.published, "steps": steps}
-            | {"published_steps": PUBLISHED_STEPS, "seeds": options.seeds, "mmer": best, "reached_at": reached}
-            | {"seconds": seconds}
+            | {"published_steps": PUBLISHED_STEPS, "seeds": options.seeds, "mmer": best, "last_tenth": last}
+            | {"reached_at": reached, "seconds": seconds}
         )
         if options.output is not None:
             options.output.write_text(json.dumps(records, indent=2) + "\n")
     table = Table(
-        "task", "published (GRU)", "its steps", "ours", "our steps", "published − 0.01 reached at", "seconds a run"
+        "task",
+        "published (GRU)",
+        "its steps",
+        "ours",
+        "last tenth",
+        "our steps",
+        "published − 0.01 reached at",
+        "s a run",
     )
     for record in records:
+        ours, last = (
+            f"{np.mean(x):.3f} ({', '.join(f'{b:.3f}' for b in x)})" for x in (record["mmer"], record["last_tenth"])
+        )
         table.add_row(
             f"{record['task']} {record['difficulty']}",
             f"{record['published']:.3f}",
             f"{PUBLISHED_STEPS:,}",
-            f"{np.mean(record['mmer']):.3f} ({', '.join(f'{b:.3f}' for b in record['mmer'])})",
+            ours,
+            last,
             f"{record['steps']:,}",
             ", ".join("never" if r < 0 else f"{r:,}" for r in record["reached_at"]),
             f"{np.mean(record['seconds']):.0f}",

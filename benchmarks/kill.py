@@ -151,7 +151,9 @@ def without_times(value: Any) -> Any:
 
 
 def children(process: int) -> list[int]:
-    listed = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False).stdout
+    """Its worker processes, without what Python keeps beside them."""
+    pattern = ["pgrep", "-P", str(process), "-f", "spawn_main"]
+    listed = subprocess.run(pattern, capture_output=True, text=True, check=False).stdout
     return [int(line) for line in listed.split()]
 
 

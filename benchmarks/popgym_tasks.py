@@ -46,8 +46,6 @@ class Task:
     steps: int
     """Steps we take."""
     ppo: PPOConfig
-    num_steps: int = 128
-    """Steps of each of 16 environments between two updates."""
 
 
 QUICK = PPOConfig(learning_rate="linear:1e-3")
@@ -97,7 +95,7 @@ def run(make: Callable[[], gym.Env], task: Task, seed: int, steps: int) -> tuple
     """
     envs = SyncVectorEnv([make] * 16, autoreset_mode=AutoresetMode.SAME_STEP)
     began = time.perf_counter()
-    config = TrainConfig(seed=seed, total_steps=steps, num_steps=task.num_steps, ppo=task.ppo)
+    config = TrainConfig(seed=seed, total_steps=steps, num_steps=128, ppo=task.ppo)
     rows = train(envs, config=config).metrics
     returns = np.array([row["return"] for row in rows])
     reached = np.flatnonzero(returns >= task.published - 0.01)

@@ -200,9 +200,9 @@ class TrainedTamiyo:
     policy: LSTMPolicyBundle
     """The trained policy, which decides as was best on validation episodes."""
     metrics: list[dict[str, float]] = field(repr=False)
-    """One row per update, of this call; see `esper.simic.TrainResult`."""
+    """One row per update, of this call; see :class:`esper.simic.TrainResult`."""
     objectives: dict[float, float]
-    """Each of `OP_SHARES` → mean J on validation episodes."""
+    """Each of :data:`OP_SHARES` → mean J on validation episodes."""
 
 
 def train_tamiyo(

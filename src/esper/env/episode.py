@@ -27,7 +27,7 @@ class Episode:
     learning_rate: float = 1e-3
     """Of Adam, before the schedule."""
     schedule: str = "constant"
-    """How the learning rate moves, by name (`esper.tasks.schedules.SCHEDULES`)."""
+    """How the learning rate moves, by name (:data:`esper.tasks.schedules.SCHEDULES`)."""
     train_samples: int = 0
     """Number of training samples used; 0 for all."""
     label_noise: float = 0.0

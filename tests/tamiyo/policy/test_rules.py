@@ -53,27 +53,27 @@ def test_a_schedule_may_begin_late(env, start, first):
     assert (ops[:first] == Op.WAIT).all()
 
 
-@pytest.mark.parametrize("horizon", [None, 10])
-def test_a_share_of_a_run_needs_its_length(horizon):
+def grown_from_half(horizon):
+    """A growth in which nothing is trained."""
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer, example = torch.optim.SGD(model.parameters(), lr=0.1), torch.zeros(1, 4)
     policy = FixedSchedulePolicy("mlp", start=0.5)
-    growth = Growth(
-        model, optimizer, slots=["1"], example_input=torch.zeros(1, 4), policy=policy, budget=None, horizon=horizon
-    )
-    if horizon is None:
-        with pytest.raises(ValueError, match="give Growth its horizon"):
-            growth.step(lambda: (1.0, 0.5))
-        return
-    steps = [growth.step(lambda: (1.0, 0.5)) for _ in range(horizon)]
+    return Growth(model, optimizer, slots=["1"], example_input=example, policy=policy, budget=None, horizon=horizon)
+
+
+def test_a_share_of_a_run_needs_its_length():
+    with pytest.raises(ValueError, match="give Growth its horizon"):
+        grown_from_half(None).step(lambda: (1.0, 0.5))
+    with pytest.raises(ValueError, match="start: expected a share of the run from 0 to below 1, got 1"):
+        FixedSchedulePolicy(start=1)
+
+
+def test_growth_may_begin_late():
+    growth = grown_from_half(10)
+    steps = [growth.step(lambda: (1.0, 0.5)) for _ in range(10)]
     germinated = [step.decision for step in steps if "germinate" in step.decided.lower()]
     assert germinated == [5]  # five of ten intervals are over
     assert steps[3].why.words == "this schedule begins after 50% of the run"
-
-
-def test_a_schedule_begins_after_a_share_of_the_run():
-    with pytest.raises(ValueError, match="start: expected a share of the run from 0 to below 1, got 1"):
-        FixedSchedulePolicy(start=1)
 
 
 def test_the_heuristic_keeps_nothing_that_does_not_pay(env):

@@ -163,9 +163,10 @@ def finish(process: int) -> int:
 
 def trial(command: str, out: Path, workers: int, victim: str, seconds: float) -> tuple[list[str], int, int]:
     """Begin, kill twice, go on to the end; what happened when, how many kills hit, and the last exit code."""
-    happened, hits = [], 0
+    happened, hits, left = [], 0, seconds
     for _ in range(2):
-        moment = random.uniform(0, seconds)
+        moment = random.uniform(0, left)
+        left = max(left - moment, seconds / 4)  # what goes on has less to do, but it starts up, too
         process = begin(command, out, workers)
         time.sleep(moment)
         targets = children(process) if victim == "worker" else [process]

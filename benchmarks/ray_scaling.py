@@ -161,7 +161,7 @@ def measure_update() -> float:
         updates=2, num_steps=horizon, ppo=PPO_FOR_GROWTH, network=NetworkOptions(), normalize_rewards=False
     )
     row = simic.train([env], config=config).metrics[-1]
-    return row["update_seconds"] / (8 * horizon)
+    return row["seconds/update"] / (8 * horizon)
 
 
 def main() -> None:

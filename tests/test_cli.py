@@ -20,6 +20,24 @@ from esper.commands.resuming import resumable
 from esper.tasks import TASKS
 
 
+@pytest.mark.parametrize(
+    ("command", "ignored", "used"),
+    [
+        ("train", ["--updates", "10"], "--num-workers, --ray-workers, --address, --quiet"),
+        ("train", ["--out=elsewhere", "--ppo.learning-rate", "1e-4"], "--num-workers"),
+        ("compare", ["--rent", "0.1"], "--seeds, --workers, --ray-workers, --address, --quiet"),
+        ("grow", ["--epochs", "90", "--no-control"], "--quiet"),
+    ],
+)
+def test_options_that_a_resumed_run_would_ignore_are_refused(command, ignored, used, tmp_path, capsys):
+    assert main([command, "--resume", str(tmp_path), "--quiet", *ignored]) == 2
+    said = capsys.readouterr().err
+    names = ", ".join(option.split("=")[0] for option in ignored if option.startswith("--"))
+    assert f"{names}: with --resume this is read from {tmp_path}" in said
+    assert used in said
+    assert said.count("\n") == 1
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"esper {esper.__version__}\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,22 @@ def test_a_run_goes_on_from_its_directory(tmp_path):
     assert resumed.config == QUICK
     assert same_weights(resumed.policy, train_tamiyo(QUICK).policy)
     assert same_weights(resumed.policy, LSTMPolicyBundle.load(tmp_path / "run" / "policy"))
+
+
+def test_a_run_goes_on_elsewhere_when_its_cluster_is_gone(tmp_path):
+    """Its workers are those that it is resumed with, now and when it is resumed again."""
+    pytest.importorskip("ray")
+    config = dataclasses.replace(QUICK, num_workers=None, ray_workers=2, address="127.0.0.1:1")
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at '127.0.0.1:1'"):
+        train_tamiyo(config, run_dir=tmp_path)
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at '127.0.0.1:2'"):
+        resume_tamiyo(tmp_path, address="127.0.0.1:2")  # as many workers as before
+    with pytest.raises(ValueError, match="num_workers must be 1 or more, got 0"):
+        resume_tamiyo(tmp_path, num_workers=0)
+    for options in ({"num_workers": 1}, {}):
+        resumed = resume_tamiyo(tmp_path, **options)
+        assert resumed.config == QUICK
+    assert same_weights(resumed.policy, train_tamiyo(QUICK).policy)
 
 
 def test_a_run_never_begins_over_what_is_there(tmp_path):

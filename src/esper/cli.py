@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = tyro.cli(
                 getattr(importlib.import_module(module), command_name), args=options, prog=f"esper {name}"
             )
+            _refuse_ignored(command, options)
             keep_freed_memory()
             command.run(Console())
     except ChildProcessError as error:
@@ -99,6 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _refuse_ignored(command: Any, options: Sequence[str]) -> None:
+    """Where a run is gone on with, an option that is read from that run would else be ignored."""
+    run_dir = getattr(command, "resume", None)
+    used = getattr(command, "RESUMED_WITH", None)
+    if not run_dir or used is None:
+        return
+    given = [option.partition("=")[0].replace("_", "-") for option in options if option.startswith("--")]
+    ignored = [name for name in given if name.removeprefix("--").removeprefix("no-") not in {"resume", *used}]
+    if ignored:
+        expected = ", ".join(f"--{name}" for name in used)
+        raise ValueError(
+            f"{', '.join(ignored)}: with --resume this is read from {run_dir}, as it was begun, and cannot change; "
+            f"expected no other options than {expected}"
+        )
 
 
 def _imports(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

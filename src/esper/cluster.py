@@ -11,6 +11,9 @@ from typing import Any
 REPLACEMENTS = 3
 """How often a worker is replaced for the same call; what kills it each time is not chance."""
 
+PATIENCE = 30.0
+"""Seconds after which a command that waits for a CPU says so."""
+
 _LOGGER = logging.getLogger(__name__)
 
 HINT = "`auto` finds the cluster of this machine, HOST:PORT that of another; `ray start --head` starts one"
@@ -91,23 +94,28 @@ class Actors(list[Any]):
 
 
 def answered(
-    asked: list[Any], *, ask_again: Callable[[], list[Any]], give_up: Callable[[], None], name: str
+    asked: list[Any], *, ask_again: Callable[[], list[Any]], give_up: Callable[[], None], worker: int, workers: int
 ) -> list[Any]:
     """Wait for a worker's answers; where it dies, for those of its replacement.
+
+    Where the cluster has lost a machine and has too few CPUs left, this waits until one joins it, and says so.
 
     Args:
         asked: The calls that it was sent.
         ask_again: Sends them to another, after what makes it what the dead one was.
         give_up: Lets go of the dead one.
-        name: Of the worker, "2 of 4".
+        worker: Its place, from 0.
+        workers: How many there are.
 
     Raises:
         ChildProcessError: When the last replacement has died, too.
     """
-    ray, deaths = installed_ray(), 0
+    ray, deaths, name, told = installed_ray(), 0, f"{worker + 1} of {workers}", False
     while True:
         try:
-            return list(ray.get(asked))
+            return list(ray.get(asked, timeout=PATIENCE))
+        except ray.exceptions.GetTimeoutError:
+            told = told or say_what_is_missing(workers)
         except ray.exceptions.RayTaskError:
             raise
         except ray.exceptions.RayError as error:  # it is dead, or its answer is lost
@@ -117,6 +125,19 @@ def answered(
                 raise ChildProcessError(f"Ray worker {name} died {deaths} times over the same call: {why}") from error
             _LOGGER.warning("Ray worker %s is replaced, its share made again: %s", name, why)
             asked = ask_again()
+
+
+def say_what_is_missing(workers: int) -> bool:
+    """Warn where the cluster has fewer CPUs than workers, which then wait; whether it has."""
+    cpus = int(installed_ray().cluster_resources().get("CPU", 0))
+    if cpus < workers:
+        _LOGGER.warning(
+            "The Ray cluster has CPUs for %d of %d workers; waiting for a machine to join it (Ctrl-C stops; what was "
+            "done is kept)",
+            cpus,
+            workers,
+        )
+    return cpus < workers
 
 
 def _knock(address: str) -> None:

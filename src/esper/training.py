@@ -102,8 +102,8 @@ class TamiyoConfig:
     paired: bool = False
     """All networks of a task play the same episode (conditions, initial weights, order of the data), so that their
     returns differ by the decisions alone; each learns by how much it did better than the others."""
-    num_workers: int = max(1, min(2, os.cpu_count() or 1))
-    """Processes that train the networks; results do not depend on it."""
+    num_workers: int | None = None
+    """Processes that train the networks; results do not depend on it. By default 2, where there are as many CPUs."""
     ray_workers: int = 0
     """Ray actors that train the networks in place of these processes, on one machine or many; results do not depend on
     it. 0 for none."""
@@ -139,10 +139,16 @@ class TamiyoConfig:
         """
         return RewardConfig(rent=self.rent, waste=self.waste, compute=self.compute, objective=self.objective)
 
+    def workers(self) -> int | RayWorkers:
+        """What trains the networks: so many processes of this machine, or Ray actors."""
+        if self.ray_workers:
+            return RayWorkers(self.ray_workers, self.address)
+        return self.num_workers or max(1, min(2, os.cpu_count() or 1))
+
     def check(self) -> None:
         """Raise ValueError for what makes no sense, before anything is written."""
         for name in ("num_envs", "updates", "num_workers", "eval_episodes"):
-            if getattr(self, name) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.ray_workers < 0:
             raise ValueError(f"ray_workers must be 0 or more, got {self.ray_workers}")
@@ -162,7 +168,8 @@ class TamiyoConfig:
     def save(self, run_dir: Path) -> None:
         """Write ``command.json``, from which a run is resumed."""
         options = dataclasses.asdict(self, dict_factory=plain_fields)
-        options["policy"] = None if self.begins_with is None else str(self.begins_with.resolve())
+        if self.policy is not None and not Path(self.policy).is_absolute() and (begun := self.begins_with):
+            options["policy"] = str(begun.resolve())
         write_json_atomic(run_dir / "command.json", options)
 
     @classmethod
@@ -236,22 +243,42 @@ def train_tamiyo(
         return _train(config, policy, directory, watcher or Watcher(), resume=False)
 
 
-def resume_tamiyo(run_dir: str | os.PathLike[str], *, watcher: Watcher | None = None) -> TrainedTamiyo:
+def resume_tamiyo(
+    run_dir: str | os.PathLike[str],
+    *,
+    watcher: Watcher | None = None,
+    num_workers: int | None = None,
+    ray_workers: int = 0,
+    address: str | None = None,
+) -> TrainedTamiyo:
     """Go on with a run of :func:`train_tamiyo`, as if it had never stopped: bit for bit the same.
 
     Args:
-        run_dir: The directory of the run; all options are read from it.
+        run_dir: The directory of the run; all options are read from it, but those that follow.
         watcher: Watches the run.
+        num_workers: Train the networks in so many processes of this machine from now on. By default they are trained
+            where they were.
+        ray_workers: Train them in so many Ray actors from now on.
+        address: Of the Ray cluster that has these, or as many as before.
 
     Raises:
         FileNotFoundError: When there is no such run.
-        ValueError: For a checkpoint that is damaged, or a ``run_dir`` that another process writes.
+        ValueError: For a checkpoint that is damaged, a ``run_dir`` that another process writes, or workers that make no
+            sense.
+        ConnectionError: When no Ray cluster answers.
         KeyboardInterrupt: As in :func:`train_tamiyo`.
     """
     directory = Path(run_dir)
     config = TamiyoConfig.load(directory)
+    moves = num_workers is not None or ray_workers > 0 or address is not None
+    if moves:
+        if num_workers is None:
+            ray_workers = ray_workers or config.ray_workers
+        config = dataclasses.replace(config, num_workers=num_workers, ray_workers=ray_workers, address=address)
     config.check()
     with locked(directory):
+        if moves:
+            config.save(directory)
         resume = holds_checkpoint(directory / "checkpoint")
         begun_with = find_checkpoint(directory / "checkpoint") if resume else config.begins_with
         policy = None if begun_with is None else LSTMPolicyBundle.load(begun_with)
@@ -357,7 +384,7 @@ def _make_env(config: TamiyoConfig, task: str, num_envs: int, **conditions: Any)
         num_envs,
         task,
         budget=config.budget,
-        num_workers=RayWorkers(config.ray_workers, config.address) if config.ray_workers else config.num_workers,
+        num_workers=config.workers(),
         paired=config.paired,
         auditions=_auditions(config),
         **conditions,

@@ -170,7 +170,7 @@ def test_a_call_that_was_interrupted_is_made_good_by_the_next(actors, alone, mon
     policy = RandomPolicy()
     policy.reset(3, 0)
 
-    def interrupted(asked):
+    def interrupted(asked, timeout):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

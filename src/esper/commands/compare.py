@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from rich.console import Console
@@ -45,9 +45,11 @@ class CompareCommand:
     out: Path | None = None
     """Directory of the comparison; one that exists is gone on with [default: runs/compare-DATE-TIME]."""
     resume: Path | None = None
-    """Directory of a comparison to go on with, or to add seeds to; its other options are then read from it."""
+    """Directory of a comparison to go on with, or to add seeds to; what is compared is then read from it."""
     quiet: bool = False
     """One line for each finished piece, for logs, in place of the live display."""
+
+    RESUMED_WITH: ClassVar = ("seeds", "workers", "ray-workers", "address", "quiet")
 
     def run(self, console: Console) -> None:
         """Run every arm, judge the claims, write the report and say where."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import tyro
@@ -76,7 +76,7 @@ class GrowCommand:
     out: Path | None = None
     """Directory of the run [default: runs/grow-DATE-TIME]."""
     resume: Path | None = None
-    """Directory of a run to go on with; all other options are then read from it."""
+    """Directory of a run to go on with; all other options but `--quiet` are then read from it."""
     export: Literal["pt2", "onnx"] = "pt2"
     """Format of the exported model."""
     control: bool = False
@@ -87,10 +87,13 @@ class GrowCommand:
     quiet: bool = False
     """No progress bar."""
 
+    RESUMED_WITH: ClassVar = ("quiet",)
+
     def run(self, console: Console) -> None:
         """Grow, then write everything into the run directory and say where."""
         if self.resume is not None:
-            read_options(self.resume)._run(self.resume, console, resumed=True)
+            begun = replace(read_options(self.resume), quiet=self.quiet)
+            begun._run(self.resume, console, resumed=True)
             return
         directory = self.out or Path("runs") / datetime.now().strftime("grow-%Y%m%d-%H%M%S")
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import rich.progress
 import tyro
@@ -30,9 +30,12 @@ class TrainCommand:
     out: Path | None = None
     """Directory of the run [default: runs/train-DATE-TIME]."""
     resume: Path | None = None
-    """Directory of a run to go on with; all other options are then read from it."""
+    """Directory of a run to go on with; all other options are then read from it, but those that say where networks are
+    trained (`--num-workers`, or `--ray-workers` and `--address`) and `--quiet`."""
     quiet: bool = False
     """One line per update, for logs, in place of the live display."""
+
+    RESUMED_WITH: ClassVar = ("num-workers", "ray-workers", "address", "quiet")
 
     def run(self, console: Console) -> None:
         """Train, compare, write everything into the run directory and say where."""
@@ -40,7 +43,8 @@ class TrainCommand:
         display = TamiyoProgress(console, quiet=self.quiet)
         with resumable(console, f"esper train --resume {run_dir}"):
             if self.resume:
-                trained = resume_tamiyo(run_dir, watcher=display)
+                where = {name: getattr(self.config, name) for name in ("num_workers", "ray_workers", "address")}
+                trained = resume_tamiyo(run_dir, watcher=display, **where)
             else:
                 trained = train_tamiyo(self.config, run_dir=run_dir, watcher=display)
             console.print(_chosen(trained.policy.op_share, trained.objectives))

@@ -272,7 +272,7 @@ class RayVectorEnv(SyncVectorEnv):
 
     def _answers(self, i: int, asked: list[Any], method: str, share: Mapping[int, Any]) -> list[tuple[bool, Any]]:
         ask_again, give_up = partial(self._ask, i, method, share), partial(_ACTORS.give_up, i)
-        return answered(asked, ask_again=ask_again, give_up=give_up, name=f"{i + 1} of {self._workers}")
+        return answered(asked, ask_again=ask_again, give_up=give_up, worker=i, workers=self._workers)
 
     def _worker(self, row: int) -> int:
         return row * self._workers // self.num_envs

@@ -100,5 +100,5 @@ class RayWorkers(Workers):
     def _answer(self, engine: int, i: int, method: str, argument: Any, asked: list[Any]) -> tuple[bool, Any]:
         """Wait for a worker's answer; where it dies, for that of its replacement."""
         ask_again, give_up = partial(self._ask, engine, i, method, argument), partial(_ACTORS.give_up, i)
-        answers = answered(asked, ask_again=ask_again, give_up=give_up, name=f"{i + 1} of {self.count}")
+        answers = answered(asked, ask_again=ask_again, give_up=give_up, worker=i, workers=self.count)
         return next((failed for failed in answers if not failed[0]), answers[-1])

@@ -27,6 +27,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     hows, options = parser.parse_args().how, parser.parse_args()
     random.seed(options.seed)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the machines end, too
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of every machine
     with tempfile.TemporaryDirectory() as place:
         whole, started = Path(place) / "whole", time.monotonic()

@@ -30,6 +30,13 @@ class Mortal(LoopEngine):
         return reports
 
 
+class Idle:
+    """Does nothing, and takes a CPU for it."""
+
+    def ask(self):
+        return "here"
+
+
 def die(deaths):
     """End this process, if a death is left."""
     left = Path(deaths).read_text(encoding="utf-8")

@@ -54,6 +54,11 @@ def connect(workers: int, address: str | None) -> None:
             try:
                 ray.init(address, **options)
             except (Exception, SystemExit) as error:  # the latter where what answers is not Ray
+                if "AuthToken" in f"{error} {error.__cause__}":
+                    raise ConnectionError(
+                        f"the Ray cluster at '{address}' asks for a token, and this machine has another or none: copy "
+                        "~/.ray/auth_token of its head to here"
+                    ) from error
                 said = next(iter(str(error).splitlines()), "")
                 raise ConnectionError(f"no Ray cluster answers at '{address}' ({said}); {HINT}") from error
     cpus = int(ray.cluster_resources().get("CPU", 0))

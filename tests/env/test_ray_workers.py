@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import pytest
 
 import mortal
 from episodes import bits, play, quick_task
+from esper import cluster
 from esper.cli import main
-from esper.cluster import connect
+from esper.cluster import answered, connect
 from esper.env.engine import ray_workers
 from esper.env.engine.parallel import ParallelEngine, Share
 from esper.env.engine.ray_workers import RayWorkers
@@ -106,6 +108,16 @@ def test_an_address_where_nothing_listens_is_one_line(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_cluster_that_asks_for_a_token_is_one_line(tmp_path, capsys, monkeypatch):
+    def refuses(*_, **__):
+        raise ConnectionError("Failed to connect") from RuntimeError("RPC error: InvalidAuthToken: it is missing")
+
+    monkeypatch.setattr(ray, "init", refuses)
+    assert main(["train", "--ray-workers", "2", "--address", "auto", "--out", str(tmp_path / "out")]) == 2
+    said = "the Ray cluster at 'auto' asks for a token, and this machine has another or none: copy ~/.ray/auth_token"
+    assert capsys.readouterr().err.startswith(f"esper: {said}")
+
+
 def test_without_ray_the_command_that_installs_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'esper-lite\[ray\]'"):
@@ -185,6 +197,22 @@ def test_a_call_that_was_interrupted_is_made_good_by_the_next(actors, alone, mon
 def test_more_workers_than_the_cluster_has_cpus_are_refused(actors):
     with pytest.raises(ValueError, match="expected 3 in the cluster, found 2"):
         connect(3, None)
+
+
+@pytest.mark.slow
+def test_who_waits_for_a_machine_says_so_once_and_goes_on_when_it_comes(actors, caplog, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 0.5)
+    ray_workers.dismiss_actors()
+    busy = [ray.remote(num_cpus=1)(mortal.Idle).remote() for _ in range(2)]  # all CPUs
+    ray.get([actor.ask.remote() for actor in busy])
+    late = threading.Timer(3, ray.kill, [busy[0]])
+    late.start()
+    asked = [ray.remote(num_cpus=1)(mortal.Idle).remote().ask.remote()]
+    assert answered(asked, ask_again=list, give_up=list, worker=2, workers=3) == ["here"]
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("The Ray cluster has CPUs for 2 of 3 workers; waiting for a machine")
+    late.join()
+    ray.kill(busy[1])
 
 
 @pytest.mark.slow

@@ -125,6 +125,12 @@ def test_a_run_goes_on_elsewhere_when_its_cluster_is_gone(tmp_path):
     assert same_weights(resumed.policy, train_tamiyo(QUICK).policy)
 
 
+def test_sizes_beside_a_policy_that_has_its_own_are_refused():
+    config = dataclasses.replace(QUICK, policy="tamiyo", network=NetworkOptions(hidden_dim=16, probability_floor=0.002))
+    with pytest.raises(ValueError, match=r"^network.hidden_dim = 16: the policy 'tamiyo' keeps its network"):
+        train_tamiyo(config)
+
+
 def test_a_run_never_begins_over_what_is_there(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match=r"not empty.*resume"):

@@ -115,7 +115,7 @@ class TamiyoConfig:
     ppo: PPOConfig = field(default_factory=lambda: PPO_FOR_GROWTH)
     """How the policy learns."""
     network: NetworkOptions = field(default_factory=lambda: NetworkOptions(probability_floor=0.002))
-    """Sizes of the policy's network."""
+    """Sizes of the policy's network, where one begins with random weights."""
 
     @property
     def begins_with(self) -> Path | None:
@@ -230,6 +230,7 @@ def train_tamiyo(
         KeyboardInterrupt: After Ctrl-C; ``run_dir`` holds a checkpoint of the last update.
     """
     config.check()
+    _refuse_other_sizes(config)
     directory = None if run_dir is None else Path(run_dir)
     if directory is not None and not is_unused(directory):
         raise FileExistsError(
@@ -241,6 +242,18 @@ def train_tamiyo(
         if directory is not None:
             config.save(directory)
         return _train(config, policy, directory, watcher or Watcher(), resume=False)
+
+
+def _refuse_other_sizes(config: TamiyoConfig) -> None:
+    """A policy that goes on learning has its network, and what is said about another would be ignored."""
+    usual = TamiyoConfig().network
+    names = [f.name for f in dataclasses.fields(usual) if getattr(config.network, f.name) != getattr(usual, f.name)]
+    if config.policy is not None and names:
+        said = ", ".join(f"network.{name} = {getattr(config.network, name)!r}" for name in names)
+        raise ValueError(
+            f"{said}: the policy '{config.policy}' keeps its network when it goes on learning; leave its options "
+            "out, or begin with random weights (without a policy)"
+        )
 
 
 def resume_tamiyo(

@@ -133,12 +133,12 @@ def answered(
 
 
 def say_what_is_missing(workers: int) -> bool:
-    """Warn where the cluster has fewer CPUs than workers, which then wait; whether it has."""
+    """Warn where the cluster has fewer CPUs than workers; whether it has."""
     cpus = int(installed_ray().cluster_resources().get("CPU", 0))
     if cpus < workers:
         _LOGGER.warning(
-            "The Ray cluster has CPUs for %d of %d workers; waiting for a machine to join it (Ctrl-C stops; what was "
-            "done is kept)",
+            "The Ray cluster has CPUs for %d of %d workers; what the others would do waits for a machine to join it "
+            "(Ctrl-C stops; what was done is kept)",
             cpus,
             workers,
         )

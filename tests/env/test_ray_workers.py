@@ -210,7 +210,7 @@ def test_who_waits_for_a_machine_says_so_once_and_goes_on_when_it_comes(actors, 
     asked = [ray.remote(num_cpus=1)(mortal.Idle).remote().ask.remote()]
     assert answered(asked, ask_again=list, give_up=list, worker=2, workers=3) == ["here"]
     (said,) = [record.message for record in caplog.records]
-    assert said.startswith("The Ray cluster has CPUs for 2 of 3 workers; waiting for a machine")
+    assert said.startswith("The Ray cluster has CPUs for 2 of 3 workers; what the others would do waits")
     late.join()
     ray.kill(busy[1])
 

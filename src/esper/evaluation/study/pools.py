@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from esper.cluster import connect, installed_ray
+from esper import cluster
 from esper.env.engine.ray_workers import dismiss_actors
 from esper.extensions import known_modules
 from esper.workers import begin_worker, died, interrupts_held_back, prepare_worker
@@ -53,23 +54,31 @@ def local_pool(workers: int) -> Iterator[Submit]:
 def ray_pool(workers: int, address: str | None = None) -> Iterator[Submit]:
     """Tasks of one thread each on the Ray cluster at ``address``, or on one of this machine; what is open is cancelled.
 
-    Policies and data that are named by a path must be there on every machine.
+    Policies and data that are named by a path must be there on every machine. That too few CPUs
+    are left, where one has gone, is said.
 
     Raises:
         ValueError: When Ray is not installed, or for a cluster with too few CPUs.
         ConnectionError: When no cluster answers.
         ChildProcessError: When the process of a task has died :data:`RETRIES` times and once more.
     """
-    ray = installed_ray()
+    ray = cluster.installed_ray()
     dismiss_actors()  # who would keep CPUs that the tasks wait for
-    connect(workers, address)
+    cluster.connect(workers, address)
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_prepared)
     submitted: list[Any] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(cluster.PATIENCE):
+            if cluster.say_what_is_missing(workers):
+                return
 
     def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         submitted.append(task.remote(known_modules(), function, *arguments))
         return submitted[-1].future()
 
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield submit
     except ray.exceptions.RayTaskError as error:
@@ -78,6 +87,7 @@ def ray_pool(workers: int, address: str | None = None) -> Iterator[Submit]:
         why = " ".join(str(error).split())
         raise ChildProcessError(f"a Ray worker died {RETRIES + 1} times over the same piece: {why}") from error
     finally:
+        ended.set()
         for reference in submitted:
             ray.cancel(reference, force=True)
 

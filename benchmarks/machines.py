@@ -11,7 +11,6 @@ need root and iproute2), and shares with the others the kernel and what is insta
 cluster are on the first, which has no CPU to give; its two workers are on others. What happens:
 
 - ``well``: nothing;
-- ``slow``: each packet is delayed by 20 ± 5 ms, and one in a hundred is lost;
 - ``killed``: all processes of a machine that has a worker end at a random moment; a fourth is there to take over;
 - ``cable``: its cable is taken away, and put back after ``--seconds``;
 - ``starved``: it is killed without a fourth, which comes after ``--seconds``;
@@ -141,10 +140,6 @@ class Cluster:
             for i in (1, 2, 3, 4):
                 self.machines.append(Machine(i))
             self.head = self.machines[0]
-            if self.how == "slow":
-                for machine in self.machines:
-                    slow = ["netem", "delay", "20ms", "5ms", "loss", "1%"]
-                    sh("tc", "-n", machine.name, "qdisc", "add", "dev", "eth0", "root", *slow)
             self.gather(self.machines[: 3 if self.how == "starved" else 4])
         except BaseException:
             self.__exit__()
@@ -184,8 +179,8 @@ def resumed(name: str, out: Path, address: str) -> list[str]:
 
 def disturb(cluster: Cluster, moment: float, seconds: float, running: subprocess.Popen[bytes]) -> str:
     """Let it happen at a random moment at which a machine has a worker; what happened."""
-    if cluster.how in ("well", "slow"):
-        return cluster.how
+    if cluster.how == "well":
+        return "nothing happened"
     started = time.monotonic()
     working: list[Machine] = []
     while running.poll() is None and not (working and time.monotonic() - started >= moment):
@@ -242,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=sorted(GIVEN))
     parser.add_argument("--how", nargs="+", default=["well"],
-                        choices=["well", "slow", "killed", "cable", "starved", "headless"])  # fmt: skip
+                        choices=["well", "killed", "cable", "starved", "headless"])  # fmt: skip
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=60.0, help="of a cable away, and until another machine comes")
     parser.add_argument("--seed", type=int, default=0)

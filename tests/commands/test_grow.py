@@ -165,10 +165,28 @@ def test_data_that_cannot_be_used_leave_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_option_for_tables_is_refused_where_there_is_none(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("file", "option", "said"),
+    [
+        (
+            "mine.npz",
+            ["--target", "y"],
+            "mine.npz: --target names a column of a table (.csv, .tsv, .parquet); leave it out",
+        ),
+        ("mine.npz", ["--window", "32"], "mine.npz: --window is the length of a sample of a text (.txt); leave it out"),
+        ("mine.npz", ["--image-side", "32"], "mine.npz: --image-side is that of images in folders; leave it out"),
+        ("mine.txt", ["--predict", "values"], "mine.txt: --predict is not for a text, which is bytes; leave it out"),
+        ("mine.txt", ["--no-standardise"], "mine.txt: --standardise is not for a text, which is bytes; leave it out"),
+        (None, ["--target", "y", "--held-out", "0.1"], "--target, --held-out: the data of a task are read as they are"),
+    ],
+)
+def test_an_option_that_such_data_would_ignore_is_refused(file, option, said, tmp_path, capsys):
     np.savez(tmp_path / "mine.npz", x=np.ones((9, 2)), y=np.arange(9) % 3)
-    assert main(["grow", "--data", str(tmp_path / "mine.npz"), "--target", "y", "--out", str(tmp_path / "run")]) == 2
-    assert "--target names a column of a table" in capsys.readouterr().err
+    (tmp_path / "mine.txt").write_text("so it is " * 99)
+    data = [] if file is None else ["--data", str(tmp_path / file)]
+    assert main(["grow", *data, *option, "--out", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_packages_for_the_export_are_missed_before_the_training(tmp_path, capsys, monkeypatch):

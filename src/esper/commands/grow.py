@@ -95,6 +95,11 @@ class GrowCommand:
             begun = replace(read_options(self.resume), quiet=self.quiet)
             begun._run(self.resume, console, resumed=True)
             return
+        self.read.check()
+        unused = [name for name, usual in vars(DataOptions()).items() if getattr(self.read, name) != usual]
+        if self.data is None and unused:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+            raise ValueError(f"{names}: the data of a task are read as they are; of use with --data only")
         directory = self.out or Path("runs") / datetime.now().strftime("grow-%Y%m%d-%H%M%S")
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise FileExistsError(f"{directory} exists and is not an empty directory; choose another --out")

@@ -141,7 +141,8 @@ def load_data(
         if test is not None:
             raise ValueError("'test' belongs to a data set object; a file or directory holds its own test data")
         path = Path(source)
-        if path.suffix == ".txt" and path.is_file():
+        _refuse_unused(path, options)
+        if _is_text(path):
             return _text_splits(path, options)
         return _to_splits(_read_path(path, options), options)
     if isinstance(source, SampleDataset):
@@ -154,11 +155,27 @@ def load_data(
     )
 
 
+def _is_text(path: Path) -> bool:
+    return path.suffix == ".txt" and path.is_file()
+
+
+def _refuse_unused(path: Path, options: DataOptions) -> None:
+    """An option that says nothing about such data would be ignored."""
+    use = {
+        "target": (is_table(path), "names a column of a table (.csv, .tsv, .parquet)"),
+        "window": (_is_text(path), "is the length of a sample of a text (.txt)"),
+        "image_side": (path.is_dir(), "is that of images in folders"),
+    }
+    if _is_text(path):
+        use |= dict.fromkeys(("predict", "kind", "layout", "standardise"), (False, "is not for a text, which is bytes"))
+    for name, (used, told) in use.items():
+        if path.exists() and not used and getattr(options, name) != getattr(DataOptions(), name):
+            raise ValueError(f"{path}: --{name.replace('_', '-')} {told}; leave it out")
+
+
 def _read_path(path: Path, options: DataOptions) -> Found:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected {PATHS}")
-    if options.target is not None and not is_table(path):
-        raise ValueError(f"{path}: --target names a column of a table (.csv, .tsv, .parquet); this is none")
     if path.is_dir():
         return read_directory(path, options.limit, options.image_side)
     if path.suffix == ".npz":

@@ -104,7 +104,8 @@ def _pattern(
 
 
 def _as_matrix(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, groups: int) -> Tensor:
-    """``[K, N, C, ...]`` → ``[K, N, C', ...]`` (in memory ``[K, N, ..., C']``)."""
+    """``[K, N, C, ...]`` → ``[K, N, C', ...]`` (in memory ``[K, N, ..., C']``); a lone host is :func:`doubled`."""
+    asked, x, weight, bias = len(x), doubled(x), doubled(weight), None if bias is None else doubled(bias)
     hosts, samples, channels = x.shape[:3]
     outputs, inputs = weight.shape[1:3]
     with torch.no_grad():
@@ -123,4 +124,5 @@ def _as_matrix(x: Tensor, weight: Tensor, bias: Tensor | None, settings: Any, gr
         result = product.permute(0, 2, 4, 1, 3).reshape(hosts, samples, after, outputs)
     if bias is not None:
         result = result + bias[:, None, None]
-    return result.view(hosts, samples, *sizes, outputs).movedim(-1, 2)
+    # Cut here, where what comes back lies in memory as that of several hosts does: sums follow it.
+    return result[:asked].view(asked, samples, *sizes, outputs).movedim(-1, 2)

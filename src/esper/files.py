@@ -349,7 +349,8 @@ class Format:
                         f"'{path}' is damaged, or was edited after it was written: its checksum does not fit; take a "
                         "copy of it that is whole"
                     )
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies, which lie where PyTorch puts tensors: some processors round sums over others otherwise.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, UnicodeDecodeError) as error:
             raise ValueError(f"'{path}' is truncated or not a safetensors file: {error}") from error
         return {name: value for name, value in description.items() if name not in ("sha256", "format")}, tensors

@@ -17,6 +17,7 @@ from esper.env import GrowthVectorEnv
 from esper.env.engine.factory import make_engine
 from esper.env.engine.loop import LoopEngine
 from esper.env.engine.stacked import StackedEngine
+from esper.env.engine.stacking.pool import Member, ParameterPool
 from esper.env.episode import Episode
 from esper.lifecycle import Op, Stage
 from esper.tasks import SCHEDULES, TASKS, get_task
@@ -432,6 +433,16 @@ def test_hosts_that_cannot_be_stacked_are_named_and_loop_instead(host, message, 
         assert isinstance(make_engine(task, 2, kind="auto"), LoopEngine)
     assert "one after the other" in caplog.text
     assert isinstance(make_engine(get_task("wine"), 2), StackedEngine)
+
+
+def test_every_row_of_a_pool_lies_in_memory_as_the_first_does():
+    """On some processors a product rounds by where its factors lie, and the row of a host would matter."""
+    pool = ParameterPool({"weight": torch.Size([3, 5])}, dtype=torch.float32, device=torch.device("cpu"))
+    for _ in range(3):
+        pool.insert(Member({"weight": torch.ones(3, 5)}, 0.1))
+    for rows in (pool.weights, pool.gradients, pool.first_moments, pool.second_moments):
+        assert rows.shape[1] == 15
+        assert [row.data_ptr() % 64 for row in rows] == [torch.ones(1).data_ptr() % 64] * len(rows)
 
 
 def test_an_unknown_engine_is_named():

@@ -41,6 +41,11 @@ class Saved:
     steps: Tensor
 
 
+ROW_MULTIPLE = 16
+"""Rows begin at multiples of so many numbers. On some processors a product rounds by where its factors lie, and the row
+that a host has must not matter."""
+
+
 class ParameterPool:
     """Rows of parameters ``[n, P]`` that come and go. Storage only ever grows, to the most rows there were at once.
 
@@ -55,8 +60,9 @@ class ParameterPool:
         starts = itertools.accumulate(sizes[:-1], initial=0)
         self._places = dict(zip(self.shapes, zip(starts, sizes, strict=True), strict=True))
         self.members: list[Member] = []
-        self.weights = torch.zeros(0, self.size, dtype=dtype, device=device)
-        self.gradients, self.first_moments, self.second_moments = (self.weights.clone() for _ in range(3))
+        self.weights, self.gradients, self.first_moments, self.second_moments = (
+            self._rows(0, torch.empty(0, dtype=dtype, device=device)) for _ in range(4)
+        )
         self.steps = torch.zeros(0, device=device)
         self._leaves: dict[int, list[Stacked]] = {}
 
@@ -111,12 +117,16 @@ class ParameterPool:
         capacity = max(rows, 2 * capacity)
         for name in ("weights", "gradients", "first_moments", "second_moments", "steps"):
             old: Tensor = getattr(self, name)
-            new = old.new_zeros((capacity, *old.shape[1:]))
+            new = old.new_zeros(capacity) if old.dim() == 1 else self._rows(capacity, old)
             new[: len(old)] = old
             setattr(self, name, new)
         self._leaves = {}
         for member in self.members:
             self._bind(member)
+
+    def _rows(self, count: int, like: Tensor) -> Tensor:
+        """Zeros ``[count, P]``; each row begins at a multiple of :data:`ROW_MULTIPLE`."""
+        return like.new_zeros(count, -(-self.size // ROW_MULTIPLE) * ROW_MULTIPLE)[:, : self.size]
 
     def _bind(self, member: Member) -> None:
         for name, parameter in member.parameters.items():

@@ -96,9 +96,8 @@ class GrowCommand:
             begun._run(self.resume, console, resumed=True)
             return
         self.read.check()
-        unused = [name for name, usual in vars(DataOptions()).items() if getattr(self.read, name) != usual]
-        if self.data is None and unused:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        if self.data is None and self.read.said:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in self.read.said)
             raise ValueError(f"{names}: the data of a task are read as they are; of use with --data only")
         directory = self.out or Path("runs") / datetime.now().strftime("grow-%Y%m%d-%H%M%S")
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):

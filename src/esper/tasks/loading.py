@@ -84,6 +84,11 @@ class DataOptions:
             raise ValueError(f"--most-gigabytes must be above 0, got {self.most_gigabytes}")
 
     @property
+    def said(self) -> list[str]:
+        """Names of the options that are other than by default."""
+        return [name for name, usual in vars(DataOptions()).items() if getattr(self, name) != usual]
+
+    @property
     def limit(self) -> int:
         """What the data may take in memory, in bytes."""
         return int(min(self.most_gigabytes, 2**20) * 2**30)
@@ -169,7 +174,7 @@ def _refuse_unused(path: Path, options: DataOptions) -> None:
     if _is_text(path):
         use |= dict.fromkeys(("predict", "kind", "layout", "standardise"), (False, "is not for a text, which is bytes"))
     for name, (used, told) in use.items():
-        if path.exists() and not used and getattr(options, name) != getattr(DataOptions(), name):
+        if path.exists() and not used and name in options.said:
             raise ValueError(f"{path}: --{name.replace('_', '-')} {told}; leave it out")
 
 
